@@ -1,0 +1,1 @@
+"""Two catalogues in, matched pairs and leftovers out; nothing is dropped silently."""

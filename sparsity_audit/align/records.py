@@ -1,0 +1,143 @@
+"""What a matching of two checkpoints consists of.
+
+Contract: every entry of either side's storage stands in exactly one pair, skipped pair or leftover, so
+that compared + skipped + leftover = total on both sides (`Alignment.accounts`). All names of pairs are
+in base coordinates. Fused tensors are matched by slices along their first axis, which are contiguous
+runs of entries in row-major order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from typing import Literal
+
+from sparsity_audit.types import TensorSpec
+
+__all__ = ["Account", "Alignment", "Leftover", "LeftoverReason", "Pair", "Side", "Skipped", "TensorSlice"]
+
+Side = Literal["base", "tuned"]
+
+
+class LeftoverReason(StrEnum):
+    """Why entries have no counterpart."""
+
+    ONLY_HERE = "only on this side"
+    ADDED_ROWS = "rows beyond the other side's vocabulary"
+    TRANSPOSED = "fused along another axis (transposed)"
+    SHAPE = "shapes differ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSlice:
+    """A run of whole first-axis rows of one tensor; usually all of it.
+
+    Args:
+        spec: The tensor.
+        start_entry: First entry of the run in row-major order.
+        shape: Shape of the run (the tensor's own, but for the first axis).
+    """
+
+    spec: TensorSpec
+    start_entry: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, spec: TensorSpec) -> TensorSlice:
+        """All of a tensor."""
+        return cls(spec=spec, start_entry=0, shape=spec.shape)
+
+    @property
+    def num_entries(self) -> int:
+        """Entries in the run."""
+        return prod(self.shape)
+
+    @property
+    def rows_cols(self) -> tuple[int, int]:
+        """The run as a matrix: all leading axes × the last axis; [n] is 1 × n, () is 1 × 1."""
+        return (prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run is the whole tensor."""
+        return self.shape == self.spec.shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two equally shaped slices that are compared entry by entry.
+
+    Args:
+        name: The base tensor's name; with `:part` appended when several pairs share a base tensor.
+        base: The base side.
+        tuned: The tuned side.
+        rule: The rule that matched them: `exact`, `prefix`, `map`, `tied`, `resized`, `fused`, …
+    """
+
+    name: str
+    base: TensorSlice
+    tuned: TensorSlice
+    rule: str
+
+    def __post_init__(self) -> None:
+        assert self.base.shape == self.tuned.shape, (self.name, self.base.shape, self.tuned.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A matched pair that cannot be compared, with the reason; both sides have the same entries."""
+
+    name: str
+    base: TensorSlice
+    tuned: TensorSlice
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """Entries of one side without a counterpart."""
+
+    side: Side
+    name: str
+    num_entries: int
+    reason: LeftoverReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Where one side's entries went; `total` is the sum of the other three."""
+
+    total: int
+    compared: int
+    skipped: int
+    leftover: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """The result of matching.
+
+    Args:
+        pairs: Matched slices in base-name order.
+        skipped: Matched but not comparable.
+        leftovers: Not matched.
+        findings: Sentences a user must read: tied on one side only, renamed prefixes, resized vocabulary.
+        totals: Entries in storage on each side (tied names once).
+    """
+
+    pairs: tuple[Pair, ...]
+    skipped: tuple[Skipped, ...]
+    leftovers: tuple[Leftover, ...]
+    findings: tuple[str, ...]
+    totals: dict[Side, int]
+
+    def account(self, side: Side) -> Account:
+        """Where the entries of `side` went."""
+        return Account(
+            total=self.totals[side],
+            compared=sum(pair.base.num_entries for pair in self.pairs),
+            skipped=sum(pair.base.num_entries for pair in self.skipped),
+            leftover=sum(left.num_entries for left in self.leftovers if left.side == side),
+        )

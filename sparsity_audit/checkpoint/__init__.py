@@ -1,0 +1,1 @@
+"""Bytes and names of checkpoints, without torch: open a reference, list tensors, read ranges."""

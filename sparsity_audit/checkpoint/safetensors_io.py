@@ -1,0 +1,153 @@
+"""Read safetensors headers, treating them as hostile.
+
+Contract: lengths are bounded before anything is allocated; every tensor's range lies in the file, has
+the size its dtype and shape demand, and overlaps no other; duplicate keys and unknown
+dtypes are errors that name file and tensor. Source: the safetensors format description
+(8-byte little-endian header length, JSON header, data).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from sparsity_audit.checkpoint.store import FileEntry, LocalFile
+from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
+from sparsity_audit.types import ByteRange, DType, TensorSpec
+
+__all__ = ["MAX_HEADER_BYTES", "read_header"]
+
+MAX_HEADER_BYTES = 100_000_000
+"""The bound that the reference implementation uses as well."""
+
+_MAX_DIMENSIONS = 64
+_PACKED_DTYPES = {"F4", "F6_E2M3", "F6_E3M2"}
+
+
+def read_header(entry: FileEntry, *, file: int) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """The tensors of one safetensors file, by name, and its `__metadata__`.
+
+    Args:
+        entry: The file.
+        file: The file's index in the catalogue, stored in the specs.
+
+    Raises:
+        CorruptCheckpointError: The header contradicts itself or the file.
+        UnsupportedFormatError: A dtype this tool does not know.
+    """
+    raw, data_start = _header_bytes(entry)
+    header = _parse_json(entry, raw)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _corrupt(entry, "`__metadata__` is not a map of strings")
+    tensors = {
+        name: _spec(entry, name=name, record=record, data_start=data_start, file=file)
+        for name, record in header.items()
+    }
+    _check_overlaps(entry, tensors)
+    return tensors, metadata
+
+
+def _header_bytes(entry: FileEntry) -> tuple[bytes, int]:
+    with LocalFile(entry) as source:
+        if entry.num_bytes < 8:
+            raise _corrupt(entry, f"{entry.num_bytes} bytes long", expected="at least 8 bytes")
+        prefix = bytearray(8)
+        source.read_into(memoryview(prefix), 0)
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES:
+            raise _corrupt(
+                entry,
+                f"header claims {length} bytes",
+                expected=f"at most {MAX_HEADER_BYTES}",
+                remedy="this is probably not a safetensors file; check how it was made or downloaded",
+            )
+        if 8 + length > entry.num_bytes:
+            raise _corrupt(
+                entry,
+                f"header claims {length} bytes in a file of {entry.num_bytes}",
+                remedy="the file is truncated; download or copy it again",
+            )
+        raw = bytearray(length)
+        source.read_into(memoryview(raw), 8)
+    return bytes(raw), 8 + length
+
+
+def _parse_json(entry: FileEntry, raw: bytes) -> dict[str, Any]:
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise _corrupt(entry, f"header names {key!r} twice")
+            seen[key] = value
+        return seen
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=reject_duplicates)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _corrupt(entry, f"header is not JSON ({type(error).__name__})") from error
+    if not isinstance(header, dict):
+        raise _corrupt(entry, "header is not a JSON object")
+    return header
+
+
+def _spec(entry: FileEntry, *, name: str, record: Any, data_start: int, file: int) -> TensorSpec:  # noqa: ANN401
+    if not isinstance(record, dict) or not {"dtype", "shape", "data_offsets"} <= record.keys():
+        raise _corrupt(entry, f"tensor {name!r} lacks dtype, shape or data_offsets")
+    dtype = _dtype(entry, name, record["dtype"])
+    shape, offsets = record["shape"], record["data_offsets"]
+    if not _is_size_list(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise _corrupt(entry, f"tensor {name!r} has shape {shape!r:.80}", expected="a list of sizes")
+    if not _is_size_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _corrupt(
+            entry, f"tensor {name!r} has data_offsets {offsets!r:.80}", expected="[begin, end] with begin ≤ end"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if offsets[1] - offsets[0] != needed:
+        raise _corrupt(
+            entry,
+            f"tensor {name!r} spans {offsets[1] - offsets[0]} bytes",
+            expected=f"{needed} bytes for {dtype} of shape {shape}",
+        )
+    if data_start + offsets[1] > entry.num_bytes:
+        raise _corrupt(
+            entry,
+            f"tensor {name!r} ends at byte {data_start + offsets[1]} of a file of {entry.num_bytes}",
+            remedy="the file is truncated; download or copy it again",
+        )
+    extent = ByteRange(start=data_start + offsets[0], stop=data_start + offsets[1])
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), file=file, extent=extent)
+
+
+def _dtype(entry: FileEntry, name: str, text: object) -> DType:
+    try:
+        return DType(text)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        if text in _PACKED_DTYPES:
+            raise UnsupportedFormatError(
+                f"{entry.path}: tensor {name!r}",
+                f"stored as {text}, several entries to a byte",
+                remedy="de-quantise the checkpoint to bf16 or fp32 first",
+            ) from error
+        raise _corrupt(
+            entry, f"tensor {name!r} has dtype {text!r:.40}", expected=", ".join(d.value for d in DType)
+        ) from error
+
+
+def _is_size_list(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+
+
+def _check_overlaps(entry: FileEntry, tensors: dict[str, TensorSpec]) -> None:
+    end, previous = 0, None
+    for name, spec in sorted(tensors.items(), key=lambda item: (item[1].extent.start, item[1].extent.stop)):
+        if spec.extent.start < end:
+            raise _corrupt(entry, f"tensors {previous!r} and {name!r} overlap")
+        end, previous = spec.extent.stop, name
+
+
+def _corrupt(
+    entry: FileEntry, found: str, *, expected: str | None = None, remedy: str | None = None
+) -> CorruptCheckpointError:
+    return CorruptCheckpointError(str(entry.path), found, expected=expected, remedy=remedy)

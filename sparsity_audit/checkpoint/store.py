@@ -1,0 +1,153 @@
+"""A checkpoint's catalogue and the files behind it.
+
+Contract: a `Catalogue` holds names, dtypes, shapes and byte ranges, never data. `LocalFile.read_into`
+fills the whole buffer or raises. Files are identified by size, mtime and inode when the catalogue is
+made; a file that differs later is a `ChangedInputError`, never a silent mix of two checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sparsity_audit.errors import ChangedInputError, CheckpointNotFoundError
+from sparsity_audit.types import TensorSpec
+
+__all__ = ["Catalogue", "FileEntry", "LocalFile"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of a checkpoint, as it was when the catalogue was made.
+
+    Args:
+        path: Where it lies now.
+        name: Name inside the checkpoint (what reports print).
+        num_bytes: Its size.
+        mtime_ns: Its modification time.
+        inode: Its inode number.
+    """
+
+    path: Path
+    name: str
+    num_bytes: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def from_path(cls, path: Path, *, name: str | None = None) -> FileEntry:
+        """The entry of an existing file. Raises CheckpointNotFoundError."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CheckpointNotFoundError(
+                str(path), error.strerror or "cannot be read", expected="a readable file"
+            ) from error
+        return cls(
+            path=path,
+            name=name or path.name,
+            num_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            inode=status.st_ino,
+        )
+
+    def verify_unchanged(self) -> None:
+        """Raise ChangedInputError when the file is not the one that was catalogued."""
+        try:
+            now = self.path.stat()
+        except OSError as error:
+            raise ChangedInputError(
+                str(self.path), "disappeared during the run", remedy="run again on a finished checkpoint"
+            ) from error
+        if (now.st_size, now.st_mtime_ns, now.st_ino) != (self.num_bytes, self.mtime_ns, self.inode):
+            raise ChangedInputError(
+                str(self.path),
+                f"changed during the run ({now.st_size} bytes now)",
+                expected=f"the {self.num_bytes} bytes that were there at the start",
+                remedy="wait until the checkpoint is completely written, then run again",
+            )
+
+
+class LocalFile:
+    """An open file that is read by position; safe to share between threads.
+
+    Args:
+        entry: The catalogued file.
+    """
+
+    def __init__(self, entry: FileEntry) -> None:
+        self.entry = entry
+        try:
+            self._fd = os.open(entry.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise CheckpointNotFoundError(
+                str(entry.path), error.strerror or "cannot be opened", expected="a readable file"
+            ) from error
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`. Raises ChangedInputError when the file ends early."""
+        filled = 0
+        while filled < len(buffer):
+            count = os.preadv(self._fd, [buffer[filled:]], offset + filled)
+            if count == 0:
+                raise ChangedInputError(
+                    str(self.entry.path),
+                    f"ends at byte {offset + filled} while being read",
+                    expected=f"{self.entry.num_bytes} bytes as at the start",
+                    remedy="wait until the checkpoint is completely written, then run again",
+                )
+            filled += count
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """What a checkpoint contains, without its data.
+
+    Args:
+        reference: What the user typed.
+        resolved: What it led to: an absolute path, or `hf://org/model@<commit>`.
+        files: The files that hold tensors.
+        tensors: Specs by name, in name order; tied names stand in `aliases` instead.
+        aliases: Second and further names of a tensor that shares its storage → the name in `tensors`.
+        config: `config.json` next to the files, parsed; empty when there is none.
+        notes: Things the user should be told (a local path that shadows a Hub name, for instance).
+    """
+
+    reference: str
+    resolved: str
+    files: tuple[FileEntry, ...]
+    tensors: Mapping[str, TensorSpec]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_entries(self) -> int:
+        """Scalars in storage; tied names are counted once."""
+        return sum(spec.num_entries for spec in self.tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of those scalars."""
+        return sum(spec.num_bytes for spec in self.tensors.values())
+
+    def verify_unchanged(self) -> None:
+        """Raise ChangedInputError when any file differs from the one that was catalogued."""
+        for entry in self.files:
+            entry.verify_unchanged()

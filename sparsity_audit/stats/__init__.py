@@ -1,0 +1,1 @@
+"""Pure statistics: counts in, records out; no file, no kernel, no printing."""
