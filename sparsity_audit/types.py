@@ -14,7 +14,7 @@ from typing import Literal
 
 from sparsity_audit.errors import UsageError
 
-__all__ = ["ByteRange", "Criterion", "DType", "FloatLayout", "Kind", "TensorSpec", "View"]
+__all__ = ["ByteRange", "Criterion", "DType", "FloatLayout", "Kind", "TensorSpec", "View", "common_dtype"]
 
 Kind = Literal["float", "int", "uint", "bool", "opaque"]
 
@@ -136,6 +136,26 @@ _LABEL: dict[DType, str] = {
     **{d: d.value.lower().replace("i", "int") for d in (DType.I8, DType.I16, DType.I32, DType.I64)},
     **{d: d.value.lower().replace("u", "uint") for d in (DType.U8, DType.U16, DType.U32, DType.U64)},
 }
+
+
+def common_dtype(base: DType, tuned: DType) -> DType | None:
+    """The dtype in which both sides can be compared without rounding either; None where there is none.
+
+    Equal dtypes are compared as stored. Floats meet in fp32, or in fp64 when one side is fp64. Integers
+    meet in the narrowest integer that holds both; uint64 and a signed integer have none.
+    """
+    if base is tuned:
+        return base
+    kinds = {base.kind, tuned.kind}
+    if kinds == {"float"}:
+        return DType.F64 if DType.F64 in (base, tuned) else DType.F32
+    if kinds <= {"int", "uint"}:
+        signed = "int" in kinds
+        bits = max(8 * d.itemsize + (signed and d.kind == "uint") for d in (base, tuned))
+        for width in (8, 16, 32, 64):
+            if bits <= width:
+                return DType(f"{'I' if signed else 'U'}{width}")
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
