@@ -92,6 +92,7 @@ class Accumulator:
         max_abs: float64[1].
         decay: int64[3]: within one ULP, band, mirror.
         rows, band, outside: int64[rows]; cols: int64[cols] (level `full`).
+        scratch: Whatever a kernel keeps between blocks; `Kernel.finish` folds it in.
     """
 
     def __init__(self, spec: KernelSpec, *, rows: int, cols: int) -> None:
@@ -110,6 +111,7 @@ class Accumulator:
         self.cols = np.zeros(cols if full else 0, dtype=np.int64)
         self.band = np.zeros(rows if full else 0, dtype=np.int64)
         self.outside = np.zeros(rows if full else 0, dtype=np.int64)
+        self.scratch: object | None = None
 
     def view_tally(self) -> ViewTally:
         """The counts as an immutable tally."""
@@ -176,4 +178,8 @@ class Kernel(Protocol):
 
         `bits` is uint8[rows, ceil(cols/8)]; first_col is a multiple of 8 when it is given.
         """
+        ...
+
+    def finish(self, acc: Accumulator) -> None:
+        """Fold whatever the kernel kept in `acc.scratch` into the counts; call once, after the last block."""
         ...

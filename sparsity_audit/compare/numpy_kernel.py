@@ -86,6 +86,9 @@ class NumpyKernel:
             changed.reshape(-1)[selected] = True
             bits[...] = np.packbits(changed, axis=-1, bitorder="little")
 
+    def finish(self, acc: Accumulator) -> None:
+        """Nothing is kept between blocks."""
+
 
 def to_float64(codes: np.ndarray, dtype: DType) -> np.ndarray:
     """The numbers that float codes stand for, in float64 (exact for every float dtype)."""

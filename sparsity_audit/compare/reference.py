@@ -110,6 +110,9 @@ class ReferenceKernel:
                 if in_mask and bits is not None:
                     bits[row, col // 8] |= 1 << (col % 8)
 
+    def finish(self, acc: Accumulator) -> None:
+        """Nothing is kept between blocks."""
+
 
 def _count(a: int, b: int, acc: Accumulator, *, row: int, col: int) -> bool:
     spec, full = acc.spec, acc.spec.level == "full"
