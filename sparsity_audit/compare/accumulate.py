@@ -183,7 +183,3 @@ class Kernel(Protocol):
     def finish(self, acc: Accumulator) -> None:
         """Fold whatever the kernel kept in `acc.scratch` into the counts; call once, after the last block."""
         ...
-
-    def finish(self, acc: Accumulator) -> None:
-        """Complete `acc` after its last block; before that its counts may lag behind."""
-        ...

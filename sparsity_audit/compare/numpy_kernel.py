@@ -89,9 +89,6 @@ class NumpyKernel:
     def finish(self, acc: Accumulator) -> None:
         """Nothing is kept between blocks."""
 
-    def finish(self, acc: Accumulator) -> None:
-        """Nothing is kept between blocks."""
-
 
 def to_float64(codes: np.ndarray, dtype: DType) -> np.ndarray:
     """The numbers that float codes stand for, in float64 (exact for every float dtype)."""

@@ -113,9 +113,6 @@ class ReferenceKernel:
     def finish(self, acc: Accumulator) -> None:
         """Nothing is kept between blocks."""
 
-    def finish(self, acc: Accumulator) -> None:
-        """Nothing is kept between blocks."""
-
 
 def _count(a: int, b: int, acc: Accumulator, *, row: int, col: int) -> bool:
     spec, full = acc.spec, acc.spec.level == "full"
