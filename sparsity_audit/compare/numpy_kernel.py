@@ -21,7 +21,7 @@ from sparsity_audit.stats.strata import (
 )
 from sparsity_audit.types import DType
 
-__all__ = ["NumpyKernel", "to_float64"]
+__all__ = ["NumpyKernel", "integer_distance", "to_float64"]
 
 _PHI = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
@@ -253,7 +253,7 @@ def _count_integers(a: np.ndarray, b: np.ndarray, acc: Accumulator) -> np.ndarra
     spec = acc.spec
     x, y = _integer_values(a, spec.dtype), _integer_values(b, spec.dtype)
     grows = y > x
-    distance = np.where(grows, y.view(np.uint64) - x.view(np.uint64), x.view(np.uint64) - y.view(np.uint64))
+    distance = integer_distance(a, b, spec.dtype)
     delta = distance.astype(np.float64)
     verdicts = []
     for criterion in spec.criteria:
@@ -276,6 +276,12 @@ def _count_integers(a: np.ndarray, b: np.ndarray, acc: Accumulator) -> np.ndarra
         add_to_slots(acc.sq_slots, changed * changed)
         acc.max_abs[0] = max(acc.max_abs[0], changed.max(initial=0.0))
     return verdicts[spec.mask]
+
+
+def integer_distance(a: np.ndarray, b: np.ndarray, dtype: DType) -> np.ndarray:
+    """|b − a| of integer or bool codes, exact, as uint64."""
+    x, y = _integer_values(a, dtype), _integer_values(b, dtype)
+    return np.where(y > x, y.view(np.uint64) - x.view(np.uint64), x.view(np.uint64) - y.view(np.uint64))
 
 
 def _integer_values(codes: np.ndarray, dtype: DType) -> np.ndarray:

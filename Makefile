@@ -1,0 +1,56 @@
+# make demo   create .venv, audit a real base/RL pair, print the table
+# make test   create .venv, run the tests
+# make check  what CI runs: lint, types, layers, generated docs, tests, notebooks
+# make bench  the ratios of docs/benchmarks (needs an otherwise idle machine and about 12 GB of disk)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread in every worker: torch and BLAS threads would fight with pytest's own processes.
+export OMP_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test test-slow lint types layers docs check bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0 \
+	    --lr 1e-4 --weights-dtype bf16 -o demo-output --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not serial" tests
+	$(BIN)/python -m pytest -q -m "serial and not slow" tests
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/basedpyright
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+check: lint types layers
+	$(BIN)/python docs/generate.py --check
+	$(MAKE) test
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
+	$(BIN)/python benchmarks/diff.py --json benchmarks/results/diff.json
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,53 @@
+"""sparsity-audit: what RL fine-tuning changed in the weights, and how much of it is rounding.
+
+Contract: the names below are the public Python interface; they are resolved on first use, so that
+`import sparsity_audit` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsity_audit.api.diff import diff as diff
+    from sparsity_audit.api.diff import plan_diff as plan_diff
+    from sparsity_audit.api.gates import Expectations as Expectations
+    from sparsity_audit.api.inspect import inspect as inspect
+    from sparsity_audit.api.masks import mask_convert as mask_convert
+    from sparsity_audit.api.masks import mask_info as mask_info
+    from sparsity_audit.api.masks import mask_ops as mask_ops
+    from sparsity_audit.api.masks import mask_random as mask_random
+    from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
+    from sparsity_audit.report.schema import DiffReport as DiffReport
+    from sparsity_audit.types import Criterion as Criterion
+    from sparsity_audit.types import View as View
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Criterion": "types",
+    "DiffReport": "report.schema",
+    "Expectations": "api.gates",
+    "SparsityAuditError": "errors",
+    "View": "types",
+    "diff": "api.diff",
+    "inspect": "api.inspect",
+    "mask_convert": "api.masks",
+    "mask_info": "api.masks",
+    "mask_ops": "api.masks",
+    "mask_random": "api.masks",
+    "plan_diff": "api.diff",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

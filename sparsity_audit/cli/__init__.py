@@ -1,0 +1,1 @@
+"""The command line: a command parses, calls one api function and prints. Click lives here only."""

@@ -1,0 +1,170 @@
+"""`sparsity-audit diff` and `sparsity-audit mask export`: the audit of one pair."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparsity_audit.cli.options import (
+    CRITERION,
+    MAP_RULE,
+    config_option,
+    echo_note,
+    format_options,
+    progress_is_wanted,
+)
+from sparsity_audit.types import View
+
+__all__ = ["diff"]
+
+
+@click.command()
+@click.argument("base")
+@click.argument("tuned")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory for report, tables and journal.")
+@click.option("--mask", "mask", type=click.Path(path_type=Path), help="Directory for the update mask.")
+@click.option(
+    "--criterion",
+    "criteria",
+    type=CRITERION,
+    multiple=True,
+    help="Criterion to count beside bitwise, value, atol:1e-5 and rel:1e-3; the first one given decides "
+    "mask and sparsity gates (default value). Forms: bitwise, value, atol:X, rel:X, ulp:K, top:K, top:P%, top:…:tensor.",
+)
+@click.option(
+    "--view",
+    type=click.Choice([v.value for v in View]),
+    default=View.NATIVE.value,
+    show_default=True,
+    help="As stored, or with both sides rounded to bf16: decides mask and gates. Both are reported.",
+)
+@click.option("--map", "maps", type=MAP_RULE, multiple=True, help="Rename tuned tensors: REGEX=REPL, as in re.sub.")
+@click.option(
+    "--stats",
+    type=click.Choice(["full", "counts"]),
+    default="full",
+    show_default=True,
+    help="All statistics, or only counts, fingerprints and masks.",
+)
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate, for the half-ULP law.")
+@click.option(
+    "--weights-dtype",
+    type=click.Choice(["bf16", "fp32"]),
+    help="Dtype in which the trainer stored the weights between steps; the half-ULP law holds for bf16.",
+)
+@click.option("--expect-frozen", multiple=True, metavar="GLOB", help="Fail unless these are bit-identical.")
+@click.option("--expect-changed", multiple=True, metavar="GLOB", help="Fail unless each of these changed.")
+@click.option("--min-sparsity", type=float, help="Fail below this update sparsity (0 … 1).")
+@click.option("--max-sparsity", type=float, help="Fail above this update sparsity (0 … 1).")
+@click.option("--fail-on-leftover", is_flag=True, help="Fail when a tensor has no counterpart or cannot be compared.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "numpy", "numba", "reference"]),
+    default="auto",
+    show_default=True,
+    help="CPU kernel; all give the same bytes.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--unit-bytes", type=click.IntRange(min=1), help="Aim of a work unit's bytes a side.", hidden=True)
+@click.option("--dry-run", is_flag=True, help="Print what would be read and compared, and stop.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directories.")
+@format_options
+@config_option
+def diff(*, output_format: str, as_json: bool, dry_run: bool, **options: Any) -> int:  # noqa: ANN401
+    """Compare BASE with TUNED: update sparsity by criterion, precision, layer and module.
+
+    BASE and TUNED are a checkpoint directory, a .safetensors or .bin file, or a Hub reference
+    (org/model, org/model@revision, hf://org/model). Without -o nothing is written.
+
+    \b
+    Exit status: 0 done, 1 a stated expectation failed, 2 usage, input or I/O error, 130 interrupted.
+
+    \b
+    Example:
+      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+    """
+    output_format = "json" if as_json else output_format
+    if dry_run:
+        return _dry_run(options, output_format)
+    from sparsity_audit.api.diff import diff as run
+
+    with _Progress(shown=progress_is_wanted(output_format)) as progress:
+        report = run(**_arguments(options), on_note=echo_note, on_progress=progress.update)
+    if output_format == "json":
+        from sparsity_audit.report.schema import to_json
+
+        sys.stdout.buffer.write(to_json(report))
+        sys.stdout.buffer.flush()
+    elif output_format == "human":
+        from sparsity_audit.report.terminal import print_report
+
+        print_report(report, output=options["output"], mask=options["mask"])
+    failed = [gate for gate in report.gates if not gate.passed]
+    for gate in failed:
+        echo_note(f"expectation failed: {gate.gate}: {gate.detail}")
+    return 1 if failed else 0
+
+
+def _dry_run(options: dict[str, Any], output_format: str) -> int:
+    from sparsity_audit.api.diff import plan_diff
+
+    names = ("base", "tuned", "criteria", "view", "maps", "stats", "unit_bytes")
+    arguments = {name: options[name] for name in names}
+    summary = plan_diff(**arguments)
+    if output_format == "json":
+        import json
+
+        click.echo(json.dumps(summary.to_json(), indent=2))
+    elif output_format == "human":
+        from sparsity_audit.report.terminal import print_plan
+
+        print_plan(summary)
+    return 0
+
+
+def _arguments(options: dict[str, Any]) -> dict[str, Any]:
+    from sparsity_audit.api.gates import Expectations
+
+    arguments = dict(options)
+    arguments["expectations"] = Expectations(
+        frozen=arguments.pop("expect_frozen"),
+        changed=arguments.pop("expect_changed"),
+        min_sparsity=arguments.pop("min_sparsity"),
+        max_sparsity=arguments.pop("max_sparsity"),
+        no_leftover=arguments.pop("fail_on_leftover"),
+    )
+    return arguments
+
+
+class _Progress:
+    """A bar on stderr while a terminal watches; rich is imported only then."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown, self._bar, self._task = shown, None, None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def update(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how many bytes of both sides are compared."""
+        if not self._shown:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("compare", total=total_bytes)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, completed=done_bytes)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+

@@ -1,0 +1,102 @@
+"""`sparsity-audit`: the command group, its exit codes and its error messages.
+
+Contract: commands are imported when they are called, so that `--help` stays light. Exit 0 done,
+1 a stated expectation failed, 2 usage, input or I/O error and any uncaught exception, 130 interrupted.
+An expected error prints one message on stderr and no traceback; a bug prints its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from sparsity_audit import __version__
+from sparsity_audit.errors import SparsityAuditError
+
+__all__ = ["cli", "entry_point"]
+
+_COMMANDS = {
+    "diff": ("diff_command", "diff", "Compare two checkpoints: how sparse is the update, and why."),
+    "inspect": ("inspect_command", "inspect", "Print a checkpoint's headers: tensors, dtypes, ties, shards."),
+    "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in alphabetical order."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        return getattr(importlib.import_module(f"sparsity_audit.cli.{module}"), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when there is none of that name."""
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, _COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" Commands: {', '.join(sorted(_COMMANDS))}."
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sparsity-audit")
+def cli() -> None:
+    """What RL fine-tuning changed in the weights, and how much of it is rounding.
+
+    \b
+    Example:
+      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+    """
+
+
+def entry_point() -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except SparsityAuditError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of stdout (head, say) has enough; Python would complain once more at exit.
+        sys.stdout = None
+        sys.exit(2)
+    except Exception:  # noqa: BLE001 - the last line of defence: a bug must not look like a failed gate
+        traceback.print_exc()
+        _fail("error: this is a bug in sparsity-audit; please report it with the lines above", 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,108 @@
+"""Options and printing that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sparsity_audit.errors import UsageError
+from sparsity_audit.types import Criterion
+
+__all__ = ["CRITERION", "MAP_RULE", "config_option", "echo_note", "format_options", "progress_is_wanted"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class _CriterionType(click.ParamType):
+    name = "criterion"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's own signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Criterion:
+        if isinstance(value, Criterion):
+            return value
+        try:
+            return Criterion.parse(str(value))
+        except UsageError as error:
+            self.fail(f"{error.subject} {error.found}; expected {error.expected}", param, ctx)
+
+
+class _MapRuleType(click.ParamType):
+    name = "regex=repl"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's own signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        pattern, found, replacement = str(value).partition("=")
+        if not found:
+            self.fail(f"{value!r} has no '='; expected REGEX=REPL, for instance '^actor\\.=model.'", param, ctx)
+        return pattern, replacement
+
+
+CRITERION = _CriterionType()
+MAP_RULE = _MapRuleType()
+
+
+def format_options(command: _Command) -> _Command:
+    """Add `--format` and its short form `--json`."""
+    command = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")(command)
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["human", "json", "quiet"]),
+        default="human",
+        show_default=True,
+        help="What goes to stdout.",
+    )(command)
+
+
+def _load_config(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    if value is None:
+        return
+    import yaml
+
+    try:
+        settings = yaml.safe_load(value.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(str(value), f"cannot be read as YAML ({type(error).__name__})") from error
+    if not isinstance(settings, dict):
+        raise UsageError(str(value), "is not a YAML map", expected="keys named like the flags")
+    known = {name.lstrip("-"): p.name for p in ctx.command.params for name in p.opts}
+    unknown = sorted(str(key) for key in settings if str(key) not in known)
+    if unknown:
+        raise UsageError(str(value), f"unknown keys {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}")
+    ctx.default_map = {**(ctx.default_map or {}), **{known[str(key)]: v for key, v in settings.items()}}
+
+
+def config_option(command: _Command) -> _Command:
+    """Add `--config run.yaml`, whose keys are the flags; flags on the command line win."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=_load_config,
+        is_eager=True,
+        expose_value=False,
+        help="YAML file with the same keys as the flags.",
+    )(command)
+
+
+def echo_note(text: str) -> None:
+    """A line for the user, on stderr, so that stdout stays data."""
+    click.echo(text, err=True)
+
+
+def progress_is_wanted(output_format: str) -> bool:
+    """Whether a progress bar would be seen by somebody."""
+    return output_format == "human" and sys.stderr.isatty()

@@ -1,0 +1,1 @@
+"""The only loops over checkpoint bytes: plan, then execute, resumable and in a fixed order."""

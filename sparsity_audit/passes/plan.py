@@ -1,0 +1,193 @@
+"""Cut an alignment into work units, as plain data that `--dry-run` prints and tests read.
+
+Contract: units cover every compared entry once; each starts at a multiple of 64 entries of its pair, so
+that packed bits and fingerprint words never straddle two units. Nothing is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+from sparsity_audit.align.records import Alignment, Pair
+from sparsity_audit.checkpoint.store import Catalogue
+from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.types import Criterion
+
+__all__ = ["BLOCK_BYTES", "Block", "Plan", "WorkUnit", "blocks_of", "default_criteria", "make_plan"]
+
+BLOCK_BYTES = 1 << 20
+"""Bytes of one block on one side: both sides and the masks stay in the second-level cache."""
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkUnit:
+    """Rows (or, of a single huge row, columns) of one pair: the smallest resumable piece.
+
+    Args:
+        pair: Index into the plan's pairs.
+        rows: First row and the row after the last.
+        cols: First column and the column after the last.
+        total_cols: Columns of the whole pair.
+    """
+
+    pair: int
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+    total_cols: int
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of the unit."""
+        return (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
+
+    @property
+    def first_entry(self) -> int:
+        """Flat position of its first entry in the pair."""
+        return self.rows[0] * self.total_cols + self.cols[0]
+
+    @property
+    def key(self) -> str:
+        """Its name in the journal."""
+        return f"{self.pair}:{self.rows[0]}-{self.rows[1]}:{self.cols[0]}-{self.cols[1]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A piece of a unit that is read and compared at once; whole rows, or a part of one row."""
+
+    row: int
+    num_rows: int
+    col: int
+    num_cols: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a pass will do.
+
+    Args:
+        base: The base checkpoint.
+        tuned: The tuned checkpoint.
+        pairs: The matched slices.
+        specs: What is asked of each pair; parallel to `pairs`.
+        units: Work units in plan order.
+        key: Hash over inputs and questions; two runs with equal keys give equal results.
+    """
+
+    base: Catalogue
+    tuned: Catalogue
+    pairs: tuple[Pair, ...]
+    specs: tuple[PairSpec, ...]
+    units: tuple[WorkUnit, ...]
+    key: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that will be read, both sides."""
+        return sum(
+            pair.base.num_entries * (spec.base.itemsize + spec.tuned.itemsize)
+            for pair, spec in zip(self.pairs, self.specs, strict=True)
+        )
+
+    @property
+    def num_entries(self) -> int:
+        """Entries that will be compared."""
+        return sum(pair.base.num_entries for pair in self.pairs)
+
+
+def make_plan(
+    base: Catalogue,
+    tuned: Catalogue,
+    alignment: Alignment,
+    *,
+    specs: tuple[PairSpec, ...],
+    unit_bytes: int,
+) -> Plan:
+    """The work units of a comparison.
+
+    Args:
+        base: The base checkpoint.
+        tuned: The tuned checkpoint.
+        alignment: How they match.
+        specs: What is asked of each pair, in the alignment's order.
+        unit_bytes: Aim for at most so many bytes a side and unit.
+    """
+    units: list[WorkUnit] = []
+    for number, (pair, spec) in enumerate(zip(alignment.pairs, specs, strict=True)):
+        itemsize = max(spec.base.itemsize, spec.tuned.itemsize)
+        units.extend(_cut(number, pair.base.rows_cols, max_entries=max(unit_bytes // itemsize, 1)))
+    return Plan(
+        base=base,
+        tuned=tuned,
+        pairs=alignment.pairs,
+        specs=specs,
+        units=tuple(units),
+        key=_plan_key(base, tuned, alignment, specs, unit_bytes),
+    )
+
+
+def _cut(number: int, shape: tuple[int, int], *, max_entries: int) -> Iterator[WorkUnit]:
+    rows, cols = shape
+    if rows * cols == 0:
+        yield WorkUnit(pair=number, rows=(0, rows), cols=(0, cols), total_cols=cols)
+        return
+    if cols > max_entries and (rows == 1 or cols % _ALIGNMENT == 0):
+        step = max(max_entries // _ALIGNMENT, 1) * _ALIGNMENT
+        for row in range(rows):
+            for col in range(0, cols, step):
+                piece = (col, min(col + step, cols))
+                yield WorkUnit(pair=number, rows=(row, row + 1), cols=piece, total_cols=cols)
+        return
+    group = _ALIGNMENT // gcd(_ALIGNMENT, cols)
+    step = max(max_entries // cols // group, 1) * group
+    for row in range(0, rows, step):
+        piece = (row, min(row + step, rows))
+        yield WorkUnit(pair=number, rows=piece, cols=(0, cols), total_cols=cols)
+
+
+def blocks_of(unit: WorkUnit, *, itemsize: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The unit's blocks in row-major order."""
+    limit = max(block_bytes // itemsize, _ALIGNMENT)
+    (row_start, row_stop), (col_start, col_stop) = unit.rows, unit.cols
+    width = col_stop - col_start
+    if width > limit:
+        step = limit // _ALIGNMENT * _ALIGNMENT
+        for row in range(row_start, row_stop):
+            for col in range(col_start, col_stop, step):
+                yield Block(row=row, num_rows=1, col=col, num_cols=min(step, col_stop - col))
+        return
+    step = max(limit // max(width, 1), 1)
+    for row in range(row_start, row_stop, step):
+        yield Block(row=row, num_rows=min(step, row_stop - row), col=col_start, num_cols=width)
+
+
+def _plan_key(
+    base: Catalogue, tuned: Catalogue, alignment: Alignment, specs: tuple[PairSpec, ...], unit_bytes: int
+) -> str:
+    def side(catalogue: Catalogue) -> list[Any]:
+        return [catalogue.resolved, [[f.name, f.num_bytes, f.mtime_ns] for f in catalogue.files]]
+
+    questions = [
+        [
+            pair.name,
+            [[s.spec.name, s.spec.file, s.spec.extent.start, s.start_entry, s.shape] for s in (pair.base, pair.tuned)],
+            [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink],
+            [c.key for c in spec.criteria],
+        ]
+        for pair, spec in zip(alignment.pairs, specs, strict=True)
+    ]
+    text = json.dumps([side(base), side(tuned), questions, unit_bytes])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def default_criteria(extra: tuple[Criterion, ...] = ()) -> tuple[Criterion, ...]:
+    """`bitwise`, `value`, the two published tolerances, then what the user added, without repeats."""
+    published = tuple(Criterion.parse(text) for text in ("bitwise", "value", "atol:1e-5", "rel:1e-3"))
+    return tuple(dict.fromkeys(published + tuple(c for c in extra if c.kind != "top")))

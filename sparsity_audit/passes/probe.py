@@ -1,0 +1,60 @@
+"""Look at a fixed sample of a pair before the pass, to learn the shrink that decay would have left.
+
+Contract: at most 64 runs of 1024 entries at fixed, evenly spread positions of the pair, so that the
+sample, and with it every result, does not depend on how the pass is cut. Only fp32 and fp64 pairs of equal
+dtype are sampled: in narrower dtypes decay of usual size is far below one step of the grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsity_audit.align.records import Pair, TensorSlice
+from sparsity_audit.checkpoint.reading import read_entries
+from sparsity_audit.checkpoint.store import Catalogue
+from sparsity_audit.compare.accumulate import CODE_DTYPE
+from sparsity_audit.compare.numpy_kernel import to_float64
+from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.stats.precision import estimate_shrink
+from sparsity_audit.types import DType
+
+__all__ = ["probe_shrinks"]
+
+_RUNS = 64
+_RUN_ENTRIES = 1024
+
+
+def probe_shrinks(base: Catalogue, tuned: Catalogue, pairs: tuple[Pair, ...]) -> tuple[float | None, ...]:
+    """The shrink c to test for each pair, or None where none shows in the sample."""
+    files = OpenFiles(base), OpenFiles(tuned)
+    try:
+        return tuple(_probe(pair, *files) for pair in pairs)
+    finally:
+        for side in files:
+            side.close()
+
+
+def _probe(pair: Pair, base: OpenFiles, tuned: OpenFiles) -> float | None:
+    dtype = pair.base.spec.dtype
+    if dtype not in (DType.F32, DType.F64) or pair.tuned.spec.dtype is not dtype or pair.base.num_entries == 0:
+        return None
+    starts = _starts(pair.base.num_entries)
+    return estimate_shrink(_values(pair.base, base, starts), _values(pair.tuned, tuned, starts))
+
+
+def _starts(num_entries: int) -> list[int]:
+    if num_entries <= _RUNS * _RUN_ENTRIES:
+        return list(range(0, num_entries, _RUN_ENTRIES))
+    last = num_entries - _RUN_ENTRIES
+    return [last * run // (_RUNS - 1) for run in range(_RUNS)]
+
+
+def _values(part: TensorSlice, files: OpenFiles, starts: list[int]) -> np.ndarray:
+    spec = part.spec
+    code = CODE_DTYPE[spec.dtype.itemsize]
+    pieces = []
+    for start in starts:
+        piece = np.empty(min(_RUN_ENTRIES, part.num_entries - start), dtype=code)
+        read_entries(files[spec.file], spec, part.start_entry + start, memoryview(piece).cast("B"))
+        pieces.append(to_float64(piece, spec.dtype))
+    return np.concatenate(pieces)

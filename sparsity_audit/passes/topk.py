@@ -1,0 +1,301 @@
+"""Masks of the largest movements: exact selection of the k entries of largest |Δ|.
+
+Contract: |Δ| is float64 and never rounded for the order; entries with Δ = 0 or NaN are never selected, so the
+mask may hold fewer than asked. Ties at the cut are broken by a hash of (tensor, fingerprints of the pair,
+position), never by position alone, which would make two runs agree where they do not.
+
+Method: radix selection. An entry's key is (|Δ| code, 63 bits, descending; hash, 64 bits, ascending). Each
+histogram pass resolves one digit of the key; it stops as soon as the bin that holds the cut is small
+enough to collect, or needs no splitting. Then one pass writes bits with the exact threshold. On bf16
+pairs the first digit (exponent and 11 mantissa bits) is nearly always the whole of |Δ|, so two or three passes do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsity_audit.compare.convert import widen
+from sparsity_audit.compare.numpy_kernel import NumpyKernel, integer_distance, to_float64
+from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.passes.execute import BitSink, OpenFiles, in_threads, read_blocks
+from sparsity_audit.passes.plan import Plan, WorkUnit
+from sparsity_audit.stats.tally import Tally
+from sparsity_audit.types import Criterion, DType, View
+
+__all__ = ["TopSelection", "select_top"]
+
+_DIGIT_BITS = (22, 21, 20, 22, 21, 21)  # of the 63-bit code, then of the 64-bit hash
+_CODE_DIGITS = 3
+_COLLECT_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopSelection:
+    """What a top-k selection found.
+
+    Args:
+        criterion: Its key, `top:…`.
+        asked: Entries asked for.
+        selected: Entries selected; fewer than asked when fewer moved.
+        eligible: Entries with Δ neither 0 nor NaN.
+        threshold: Smallest selected |Δ|; None when nothing was selected, or when it is infinite.
+        ties_at_cut: Entries whose |Δ| equals the threshold.
+        ties_selected: How many of them were selected.
+    """
+
+    criterion: str
+    asked: int
+    selected: int
+    eligible: int
+    threshold: float | None
+    ties_at_cut: int
+    ties_selected: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """Entries with a key before (code, hash) in the order are selected, and that one."""
+
+    code: int
+    hash: int
+
+
+def select_top(
+    plan: Plan,
+    tallies: Sequence[Tally],
+    criterion: Criterion,
+    *,
+    view: View,
+    workers: int,
+    bits: BitSink | None,
+) -> tuple[tuple[TopSelection, ...], tuple[int, ...]]:
+    """Select the largest movements and write their bits.
+
+    Args:
+        plan: The pairs; read again, two to seven times.
+        tallies: The pairs' tallies, for their fingerprints.
+        criterion: A `top` criterion.
+        view: The view whose Δ counts.
+        workers: Threads.
+        bits: Where mask bits go; None to count only.
+
+    Returns:
+        One selection over the checkpoint, or one a pair when the criterion is per tensor; and the
+        number of selected entries of each pair.
+    """
+    seeds = [_seed(pair.name, tally) for pair, tally in zip(plan.pairs, tallies, strict=True)]
+    groups = [[i] for i in range(len(plan.pairs))] if criterion.per_tensor else [list(range(len(plan.pairs)))]
+    selected = [0] * len(plan.pairs)
+    selections = []
+    base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
+    try:
+        for group in groups:
+            members = set(group)
+            units = [unit for unit in plan.units if unit.pair in members]
+            reader = _Reader(plan, units, seeds, view, workers, base, tuned)
+            selection, cut = _select(reader, criterion, sum(plan.pairs[i].base.num_entries for i in group))
+            selections.append(selection)
+            for unit, count in reader.write(cut, bits):
+                selected[unit.pair] += count
+    finally:
+        base.close()
+        tuned.close()
+    assert sum(selected) == sum(s.selected for s in selections), (selected, selections)
+    return tuple(selections), tuple(selected)
+
+
+def _select(reader: _Reader, criterion: Criterion, num_entries: int) -> tuple[TopSelection, _Cut | None]:
+    asked = round(criterion.parameter * num_entries) if criterion.is_fraction else int(criterion.parameter)
+    asked = max(min(asked, num_entries), min(1, num_entries))
+    counts, has_more = reader.histogram(prefix=(), digit=0)
+    eligible = int(counts.sum())
+    wanted = min(asked, eligible)
+    if wanted == 0:
+        return _selection(criterion, asked, 0, eligible, None, 0, 0), None
+    prefix: list[int] = []
+    remaining, digit = wanted, 0
+    while True:
+        # Codes are ordered from the largest, hashes from the smallest.
+        order = counts[::-1] if digit < _CODE_DIGITS else counts
+        before = np.cumsum(order)
+        place = int(np.searchsorted(before, remaining))
+        remaining -= int(before[place] - order[place])
+        found = len(counts) - 1 - place if digit < _CODE_DIGITS else place
+        prefix.append(found)
+        inside = int(counts[found])
+        if digit < _CODE_DIGITS and not has_more[found]:
+            prefix += [0] * (_CODE_DIGITS - len(prefix))  # every entry of the bin has these very bits
+        digit = len(prefix)
+        if inside <= _COLLECT_LIMIT or digit == len(_DIGIT_BITS):
+            break
+        counts, has_more = reader.histogram(prefix=tuple(prefix), digit=digit)
+    codes, hashes = reader.collect(tuple(prefix))
+    order = np.lexsort((hashes, ~codes))
+    last = order[remaining - 1]
+    code = int(codes[last])
+    before_ties = int(np.count_nonzero(codes > codes[last]))
+    ties = int(np.count_nonzero(codes == codes[last])) if len(prefix) <= _CODE_DIGITS else reader.count_code(code)
+    cut = _Cut(code=code, hash=int(hashes[last]))
+    ties_selected = remaining - before_ties if len(prefix) <= _CODE_DIGITS else reader.count_before(cut)
+    return _selection(criterion, asked, wanted, eligible, code, ties, ties_selected), cut
+
+
+def _selection(
+    criterion: Criterion, asked: int, selected: int, eligible: int, code: int | None, ties: int, ties_selected: int
+) -> TopSelection:
+    threshold = None if code is None else float(np.uint64(code).view(np.float64))
+    return TopSelection(
+        criterion=criterion.key,
+        asked=asked,
+        selected=selected,
+        eligible=eligible,
+        threshold=threshold if threshold is not None and np.isfinite(threshold) else None,
+        ties_at_cut=ties,
+        ties_selected=ties_selected,
+    )
+
+
+class _Reader:
+    """Passes over the keys of a group of pairs."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        units: list[WorkUnit],
+        seeds: list[int],
+        view: View,
+        workers: int,
+        base: OpenFiles,
+        tuned: OpenFiles,
+    ) -> None:
+        self._plan, self._units, self._seeds, self._view = plan, units, seeds, view
+        self._workers, self._base, self._tuned = workers, base, tuned
+
+    def histogram(self, *, prefix: tuple[int, ...], digit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Counts by one digit among the entries that have the prefix; and which bins hold lower code bits."""
+        counts = np.zeros(1 << _DIGIT_BITS[digit], dtype=np.int64)
+        has_more = np.zeros(len(counts), dtype=np.bool_)
+        for _, found in self._map(lambda c, h: self._digits(c, h, prefix, digit)):
+            for bins, numbers, more in found:
+                counts[bins] += numbers
+                has_more[more] = True
+        return counts, has_more
+
+    def collect(self, prefix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and hashes of all entries with the prefix."""
+        parts = [p for _, found in self._map(lambda c, h: _with_prefix(c, h, prefix)) for p in found]
+        return np.concatenate([c for c, _ in parts]), np.concatenate([h for _, h in parts])
+
+    def count_code(self, code: int) -> int:
+        """Entries whose |Δ| has exactly this code."""
+        return sum(sum(found) for _, found in self._map(lambda c, _h: int(np.count_nonzero(c == np.uint64(code)))))
+
+    def count_before(self, cut: _Cut) -> int:
+        """Entries with the cut's code that are selected."""
+        code, last = np.uint64(cut.code), np.uint64(cut.hash)
+        return sum(sum(f) for _, f in self._map(lambda c, h: int(np.count_nonzero((c == code) & (h <= last)))))
+
+    def write(self, cut: _Cut | None, bits: BitSink | None) -> list[tuple[WorkUnit, int]]:
+        """Write mask bits; returns the selected entries of each unit."""
+
+        def work(unit: WorkUnit) -> int:
+            count = 0
+            for block, base_codes, tuned_codes in self._blocks(unit):
+                codes, hashes = self._keys(unit, block.row, block.col, base_codes, tuned_codes)
+                chosen = np.zeros(codes.shape, dtype=np.bool_)
+                if cut is not None:
+                    code = np.uint64(cut.code)
+                    chosen = (codes > code) | ((codes == code) & (hashes <= np.uint64(cut.hash)))
+                count += int(np.count_nonzero(chosen))
+                if bits is not None:
+                    packed = np.packbits(chosen.reshape(base_codes.shape), axis=-1, bitorder="little")
+                    bits.write(self._plan.pairs[unit.pair], first_row=block.row, first_col=block.col, bits=packed)
+            return count
+
+        return list(in_threads(work, self._units, workers=self._workers))
+
+    def _map(self, function):  # noqa: ANN001, ANN202
+        def work(unit: WorkUnit) -> list:
+            found = []
+            for block, base_codes, tuned_codes in self._blocks(unit):
+                codes, hashes = self._keys(unit, block.row, block.col, base_codes, tuned_codes)
+                eligible = codes > 0
+                found.append(function(codes[eligible], hashes[eligible]))
+            return found
+
+        return in_threads(work, self._units, workers=self._workers)
+
+    def _blocks(self, unit: WorkUnit):  # noqa: ANN202
+        return read_blocks(self._plan, unit, base=self._base, tuned=self._tuned)
+
+    def _keys(
+        self, unit: WorkUnit, row: int, col: int, base: np.ndarray, tuned: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        codes = _delta_codes(base, tuned, self._plan.specs[unit.pair], self._view).reshape(-1)
+        first = row * unit.total_cols + col
+        return codes, _hashes(self._seeds[unit.pair], first, len(codes))
+
+    @staticmethod
+    def _digits(
+        codes: np.ndarray, hashes: np.ndarray, prefix: tuple[int, ...], digit: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        codes, hashes = _with_prefix(codes, hashes, prefix)
+        value, below = _digit(codes, hashes, digit)
+        bins, counts = np.unique(value, return_counts=True)
+        return bins, counts, np.unique(value[below != 0])
+
+
+def _digit(codes: np.ndarray, hashes: np.ndarray, digit: int) -> tuple[np.ndarray, np.ndarray]:
+    """One digit of the keys, and the bits of the same word below it."""
+    first, word, width = (0, codes, 63) if digit < _CODE_DIGITS else (_CODE_DIGITS, hashes, 64)
+    shift = width - sum(_DIGIT_BITS[first : digit + 1])
+    value = (word >> np.uint64(shift)) & np.uint64((1 << _DIGIT_BITS[digit]) - 1)
+    return value.astype(np.int64), word & np.uint64((1 << shift) - 1)
+
+
+def _with_prefix(
+    codes: np.ndarray, hashes: np.ndarray, prefix: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    for digit, value in enumerate(prefix):
+        keep = _digit(codes, hashes, digit)[0] == value
+        codes, hashes = codes[keep], hashes[keep]
+    return codes, hashes
+
+
+def _delta_codes(base: np.ndarray, tuned: np.ndarray, spec: PairSpec, view: View) -> np.ndarray:
+    """float64 codes of |Δ|; 0 where Δ is 0 or NaN and for opaque storage. Larger code, larger |Δ|."""
+    dtype = spec.native_dtype
+    if view is View.SERVED and spec.has_served_view:
+        kernel, rounded = NumpyKernel(), []
+        for codes, stored in ((base, spec.base), (tuned, spec.tuned)):
+            out = np.empty(codes.shape, dtype=np.uint16)
+            kernel.to_bf16(codes, stored, out)
+            rounded.append(out)
+        base, tuned, dtype = rounded[0], rounded[1], DType.BF16
+    else:
+        base, tuned = widen(base, spec.base, dtype), widen(tuned, spec.tuned, dtype)
+    if dtype.kind == "opaque":
+        return np.zeros(base.shape, dtype=np.uint64)
+    if dtype.kind != "float":
+        return integer_distance(base, tuned, dtype).astype(np.float64).view(np.uint64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta = np.abs(to_float64(tuned, dtype) - to_float64(base, dtype))
+    return np.where(np.isnan(delta), 0.0, delta).view(np.uint64)
+
+
+def _seed(name: str, tally: Tally) -> int:
+    text = f"{name}\0{tally.base_fingerprint:016x}\0{tally.tuned_fingerprint:016x}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _hashes(seed: int, first: int, count: int) -> np.ndarray:
+    """splitmix64 of the position, keyed by the pair."""
+    x = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x += np.uint64(seed)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

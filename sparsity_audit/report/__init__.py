@@ -1,0 +1,1 @@
+"""Records and their renderings: terminal, JSON, CSV, Markdown."""
