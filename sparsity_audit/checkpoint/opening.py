@@ -1,61 +1,106 @@
 """Turn what a user typed into a `Catalogue`.
 
-Contract: a directory (safetensors with or without an index), or a single file. An index is believed only
-where the shards confirm it: a named shard that is missing, or a tensor that is not in its shard, is an error.
+Contract: a directory (safetensors with or without an index), a single file, or a Hub reference; a local path
+wins over a Hub name, and a note says so. An index is believed only where the shards confirm it: a named shard that is missing, or a tensor that is not in its shard, is an error.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsity_audit.checkpoint.hub import fetch
+from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, parse_reference
+from sparsity_audit.checkpoint.layout import choose_layout, missing_shards
 from sparsity_audit.checkpoint.safetensors_io import read_header
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
-from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError
+from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
 from sparsity_audit.types import TensorSpec
 
 __all__ = ["open_checkpoint"]
 
-_INDEX = "model.safetensors.index.json"
-
 
 def open_checkpoint(reference: str | Path) -> Catalogue:
-    """The catalogue of a checkpoint directory or file; reads headers only.
+    """The catalogue of a checkpoint directory, file or Hub reference; reads headers only.
+
+    Args:
+        reference: A local path, or text that names a model on the Hub. A `Path` is never taken for the latter.
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or a shard is missing.
+        HubError: The Hub refused, failed, or does not have it.
+        UsageError: Shaped like a Hub reference, but not one.
         CorruptCheckpointError: A header or the index contradicts the files.
     """
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return _open_directory(path, reference=str(reference))
-    if path.is_file():
-        return _catalogue([path], folder=path.parent, reference=str(reference), resolved=path)
-    raise CheckpointNotFoundError(
-        str(reference), "no such file or directory", expected="a checkpoint directory or a .safetensors file"
+    text, path = str(reference), Path(reference).expanduser()
+    is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
+    if path.is_dir() and not is_hub_only:
+        catalogue = _open_directory(path, reference=text)
+    elif path.is_file() and not is_hub_only:
+        catalogue = _catalogue([path], folder=path.parent, reference=text, resolved=path)
+    else:
+        hub_reference = parse_reference(text) if isinstance(reference, str) else None
+        if hub_reference is None:
+            raise CheckpointNotFoundError(
+                text,
+                "no such file or directory",
+                expected="a checkpoint directory, a checkpoint file, or a Hub reference such as org/model@revision",
+            )
+        return _open_hub(hub_reference)
+    return replace(catalogue, notes=(*catalogue.notes, *_shadow_note(reference)))
+
+
+def _open_hub(reference: HubReference) -> Catalogue:
+    snapshot = fetch(reference)
+    catalogue = _open_directory(snapshot.folder, reference=reference.text)
+    return replace(
+        catalogue,
+        resolved=snapshot.reference.uri,
+        files=tuple(replace(f, name=snapshot.reference.path_of(f.name)) for f in catalogue.files),
+        notes=(*snapshot.notes, *catalogue.notes),
     )
 
 
+def _shadow_note(reference: str | Path) -> tuple[str, ...]:
+    try:
+        if not isinstance(reference, str) or parse_reference(reference) is None:
+            return ()
+    except UsageError:
+        return ()
+    return (f"{reference}: the local path of this name was used; write {SCHEME}{reference} for the Hub",)
+
+
 def _open_directory(folder: Path, *, reference: str) -> Catalogue:
-    index = folder / _INDEX
-    if index.is_file():
+    layout = choose_layout(path.name for path in folder.iterdir() if path.is_file())
+    if layout is None:
+        raise CheckpointNotFoundError(
+            str(folder), "holds no checkpoint", expected="*.safetensors, with or without an index"
+        )
+    if layout.index is not None:
+        index = folder / layout.index
         weight_map = _read_index(index)
         shards = sorted({folder / shard for shard in weight_map.values()})
         for shard in shards:
             if not shard.is_file():
                 raise CheckpointNotFoundError(
-                    str(index), f"names the shard {shard.name}, which is not there", remedy="fetch the missing shard"
+                    str(index),
+                    f"names the shard {shard.name}, which is not there",
+                    remedy="fetch the missing shard",
                 )
         catalogue = _catalogue(shards, folder=folder, reference=reference, resolved=folder)
         _confirm_index(index, weight_map, catalogue)
         return catalogue
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
+    for shard in missing_shards(layout.files):
         raise CheckpointNotFoundError(
-            str(folder), "holds no checkpoint", expected="*.safetensors, with or without an index"
+            str(folder),
+            f"lacks {shard}, which the shard numbering promises",
+            remedy="fetch the missing shard",
         )
-    return _catalogue(shards, folder=folder, reference=reference, resolved=folder)
+    return _catalogue(
+        [folder / name for name in layout.files], folder=folder, reference=reference, resolved=folder
+    )
 
 
 def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Path) -> Catalogue:
@@ -65,7 +110,9 @@ def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Pat
         for name, spec in read_header(entry, file=number)[0].items():
             if name in tensors:
                 other = files[tensors[name].file].name
-                raise CorruptCheckpointError(str(folder), f"tensor {name!r} stands in {other} and in {entry.name}")
+                raise CorruptCheckpointError(
+                    str(folder), f"tensor {name!r} stands in {other} and in {entry.name}"
+                )
             tensors[name] = spec
     return Catalogue(
         reference=reference,

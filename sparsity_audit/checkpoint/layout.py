@@ -1,0 +1,60 @@
+"""Which files of a folder make the checkpoint, decided from their names alone.
+
+Contract: pure; the same choice serves a local directory and a Hub repository, so that both read the same
+files. The order is: safetensors index, every `*.safetensors`, `pytorch_model.bin` index, `pytorch_model.bin`,
+other torch files. What trainers leave beside the weights (optimizer, scheduler, arguments) is never chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Layout", "choose_layout", "missing_shards"]
+
+_INDEXES = {"safetensors": "model.safetensors.index.json", "torch": "pytorch_model.bin.index.json"}
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_TRAINER_STATE = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)([_.-].*)?\.(bin|pt|pth)"
+)
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The files that make a checkpoint.
+
+    Args:
+        index: Name of the index whose shards are the checkpoint, or None.
+        files: The files that are the checkpoint, in name order; empty when there is an index.
+    """
+
+    index: str | None
+    files: tuple[str, ...]
+
+
+def choose_layout(names: Iterable[str]) -> Layout | None:
+    """The layout that the file `names` of one folder (not below it) amount to; None without weights."""
+    present = set(names)
+    torch_files = [n for n in present if n.endswith(_TORCH_SUFFIXES) and not _TRAINER_STATE.fullmatch(n)]
+    candidates = {
+        "safetensors": [n for n in present if n.endswith(".safetensors")],
+        "torch": ["pytorch_model.bin"] if "pytorch_model.bin" in present else torch_files,
+    }
+    for kind, files in candidates.items():
+        if _INDEXES[kind] in present:
+            return Layout(index=_INDEXES[kind], files=())
+        if files:
+            return Layout(index=None, files=tuple(sorted(files)))
+    return None
+
+
+def missing_shards(files: Iterable[str]) -> tuple[str, ...]:
+    """Names that a numbering `…-0000i-of-0000N` promises and that are not among `files`, sorted."""
+    present = set(files)
+    missing: set[str] = set()
+    for match in filter(None, map(_NUMBERED.fullmatch, present)):
+        stem, total, suffix = match[1], match[3], match[4]
+        missing |= {f"{stem}-{i:05}-of-{total}{suffix}" for i in range(1, int(total) + 1)} - present
+    return tuple(sorted(missing))
