@@ -1,7 +1,8 @@
 """Turn what a user typed into a `Catalogue`.
 
 Contract: a directory (safetensors with or without an index), a single file, or a Hub reference; a local path
-wins over a Hub name, and a note says so. An index is believed only where the shards confirm it: a named shard that is missing, or a tensor that is not in its shard, is an error.
+wins over a Hub name, and a note says so. An index is believed only where the shards confirm it: a named shard
+that is missing, or a tensor that is not in its shard, is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     """The catalogue of a checkpoint directory, file or Hub reference; reads headers only.
 
     Args:
-        reference: A local path, or text that names a model on the Hub. A `Path` is never taken for the latter.
+        reference: A local path, or text that names a model on the Hub; a `Path` is always local.
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or a shard is missing.
@@ -46,7 +47,7 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
             raise CheckpointNotFoundError(
                 text,
                 "no such file or directory",
-                expected="a checkpoint directory, a checkpoint file, or a Hub reference such as org/model@revision",
+                expected="a checkpoint directory or file, or a Hub reference such as org/model@revision",
             )
         return _open_hub(hub_reference)
     return replace(catalogue, notes=(*catalogue.notes, *_shadow_note(reference)))
