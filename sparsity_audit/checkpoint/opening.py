@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsity_audit.checkpoint.formats import read_contents
 from sparsity_audit.checkpoint.hub import fetch
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, parse_reference
 from sparsity_audit.checkpoint.layout import choose_layout, missing_shards
-from sparsity_audit.checkpoint.safetensors_io import read_header
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
 from sparsity_audit.types import TensorSpec
@@ -107,20 +107,31 @@ def _open_directory(folder: Path, *, reference: str) -> Catalogue:
 def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Path) -> Catalogue:
     files = tuple(FileEntry.from_path(path) for path in paths)
     tensors: dict[str, TensorSpec] = {}
+    aliases: dict[str, str] = {}
+    notes: list[str] = []
+    holders: dict[str, str] = {}
     for number, entry in enumerate(files):
-        for name, spec in read_header(entry, file=number)[0].items():
-            if name in tensors:
-                other = files[tensors[name].file].name
+        contents = read_contents(entry, file=number)
+        for name in (*contents.tensors, *contents.aliases):
+            if name in holders:
                 raise CorruptCheckpointError(
-                    str(folder), f"tensor {name!r} stands in {other} and in {entry.name}"
+                    str(folder),
+                    f"tensor {name!r} stands in {holders[name]} and in {entry.name}",
+                    expected="files that belong to one checkpoint, each tensor in one of them",
+                    remedy="name the file to read, or move the other away",
                 )
-            tensors[name] = spec
+            holders[name] = entry.name
+        tensors |= contents.tensors
+        aliases |= contents.aliases
+        notes += contents.notes
     return Catalogue(
         reference=reference,
         resolved=str(resolved.resolve()),
         files=files,
         tensors=dict(sorted(tensors.items())),
+        aliases=dict(sorted(aliases.items())),
         config=_read_config(folder / "config.json"),
+        notes=tuple(notes),
     )
 
 
@@ -139,7 +150,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _confirm_index(path: Path, weight_map: dict[str, str], catalogue: Catalogue) -> None:
     for name, shard in weight_map.items():
-        spec = catalogue.tensors.get(name)
+        spec = catalogue.tensors.get(catalogue.aliases.get(name, name))
         if spec is None or catalogue.files[spec.file].name != shard:
             raise CorruptCheckpointError(str(path), f"places {name!r} in {shard}, which does not hold it")
 

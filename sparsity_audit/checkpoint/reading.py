@@ -1,0 +1,124 @@
+"""Read consecutive entries of a tensor as little-endian, row-major codes.
+
+Contract: `read_entries` fills the caller's buffer exactly, whatever the stored layout: contiguous tensors
+with one read, byte-swapped ones in place, strided ones (transposed, sliced, expanded) through reads of at
+most `MAX_SPAN_BYTES` at a time. Nothing is mapped into memory, so a file that shrinks is a ChangedInputError
+and not a bus error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsity_audit.checkpoint.store import LocalFile
+from sparsity_audit.types import DType, TensorSpec
+
+__all__ = ["MAX_SPAN_BYTES", "read_entries"]
+
+MAX_SPAN_BYTES = 4 << 20
+"""Scratch memory for strided tensors."""
+
+_SMALL_SPAN_BYTES = 1 << 16
+_MAX_WASTE = 16
+"""A span is read whole when at least one entry in this many is wanted: one 4 MiB read costs as much as a few
+hundred small ones."""
+
+Codes = npt.NDArray[np.unsignedinteger[Any]]
+
+
+def read_entries(source: LocalFile, spec: TensorSpec, start_entry: int, out: memoryview) -> None:
+    """Fill `out` with the codes of entries start_entry, start_entry + 1, … in row-major order.
+
+    Args:
+        source: The open file that holds the tensor.
+        spec: The tensor.
+        start_entry: First entry.
+        out: Writable, C-contiguous; a whole number of entries, within the tensor.
+
+    Raises:
+        ChangedInputError: The file ends early.
+    """
+    target = out.cast("B")
+    itemsize = spec.dtype.itemsize
+    count = len(target) // itemsize
+    assert len(target) == count * itemsize, (spec.name, len(target))
+    assert 0 <= start_entry <= start_entry + count <= spec.num_entries, (spec.name, start_entry, count)
+    if count == 0:
+        return
+    if spec.strides is None:
+        source.read_into(target, spec.extent.start + start_entry * itemsize)
+    else:
+        codes = np.frombuffer(target, dtype=f"u{itemsize}")
+        _read_strided(source, spec, start_entry, codes)
+    if spec.big_endian and itemsize > 1:
+        # A complex entry is two numbers, each swapped on its own.
+        word = 4 if spec.dtype is DType.C64 else itemsize
+        np.frombuffer(target, dtype=f"u{word}").byteswap(inplace=True)
+
+
+def _read_strided(source: LocalFile, spec: TensorSpec, start_entry: int, codes: Codes) -> None:
+    assert spec.strides is not None
+    filled = 0
+    for corner, shape in _boxes(spec.shape, start_entry, start_entry + len(codes)):
+        first = sum(index * stride for index, stride in zip(corner, spec.strides, strict=True))
+        count = math.prod(shape)
+        view = codes[filled : filled + count].reshape(shape)
+        _fill_box(source, view, spec.extent.start + first * spec.dtype.itemsize, spec.strides)
+        filled += count
+
+
+def _boxes(
+    shape: tuple[int, ...], start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes (corner, shape) that make up entries start ≤ i < stop in row-major order, at most 2·ndim − 1."""
+    if start == stop:
+        return
+    if len(shape) <= 1:
+        yield ((start,), (stop - start,)) if shape else ((), ())
+        return
+    inner = math.prod(shape[1:])
+    row, before = divmod(start, inner)
+    last_row, after = divmod(stop, inner)
+    if row == last_row:
+        yield from _in_row(row, shape, before, after)
+        return
+    if before:
+        yield from _in_row(row, shape, before, inner)
+        row += 1
+    if row < last_row:
+        yield (row, *(0 for _ in shape[1:])), (last_row - row, *shape[1:])
+    yield from _in_row(last_row, shape, 0, after)
+
+
+def _in_row(
+    row: int, shape: tuple[int, ...], start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    for corner, box in _boxes(shape[1:], start, stop):
+        yield (row, *corner), (1, *box)
+
+
+def _fill_box(source: LocalFile, view: Codes, offset: int, strides: tuple[int, ...]) -> None:
+    """Read one box whose first entry lies at byte `offset`; splits it along its widest axis as needed."""
+    itemsize = view.itemsize
+    spans = [(size - 1) * stride for size, stride in zip(view.shape, strides, strict=True)]
+    span_bytes = (sum(spans) + 1) * itemsize
+    is_dense = span_bytes <= max(_SMALL_SPAN_BYTES, _MAX_WASTE * view.nbytes)
+    if span_bytes <= MAX_SPAN_BYTES and (is_dense or view.size == 1):
+        scratch = np.empty(sum(spans) + 1, dtype=view.dtype)
+        source.read_into(scratch.data.cast("B"), offset)
+        view[...] = np.lib.stride_tricks.as_strided(
+            scratch, view.shape, [stride * itemsize for stride in strides], writeable=False
+        )
+        return
+    axis = max(range(view.ndim), key=lambda a: (strides[a] if view.shape[a] > 1 else -1, spans[a]))
+    rest_bytes = span_bytes - spans[axis] * itemsize
+    step = max(1, (MAX_SPAN_BYTES - rest_bytes) // (strides[axis] * itemsize) + 1) if is_dense else 1
+    step = min(step, view.shape[axis] - 1)
+    for start in range(0, view.shape[axis], step):
+        part = view[(slice(None),) * axis + (slice(start, start + step),)]
+        _fill_box(source, part, offset + start * strides[axis] * itemsize, strides)
