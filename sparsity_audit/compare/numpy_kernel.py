@@ -21,7 +21,7 @@ from sparsity_audit.stats.strata import (
 )
 from sparsity_audit.types import DType
 
-__all__ = ["NumpyKernel", "integer_distance", "to_float64"]
+__all__ = ["NumpyKernel", "integer_distance", "strata_of", "to_float64"]
 
 _PHI = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
@@ -141,7 +141,7 @@ def _count_base(a: np.ndarray, acc: Accumulator) -> None:
         return
     for start in range(0, a.size, _MAX_CHUNK):
         part = a[start : start + _MAX_CHUNK]
-        acc.strata += np.bincount(_strata(part, dtype), minlength=len(acc.strata))
+        acc.strata += np.bincount(strata_of(part, dtype), minlength=len(acc.strata))
         special = _special_counts(part, dtype)
         acc.specials[0] += special
         acc.specials[1] += special  # corrected for changed entries in `_count_changed`
@@ -208,7 +208,7 @@ def _count_floats(a: np.ndarray, b: np.ndarray, rows: np.ndarray, acc: Accumulat
     bucket = _buckets(np.maximum(distance, code(1)))
     column = np.where(crossing, CROSS, np.where(size_b > size_a, OUT, IN)) + bucket
     column = np.select([both_nan, both_zero, special], [NAN_PAYLOAD, ZERO_SIGN, SPECIAL], column)
-    cell = _strata(a, spec.dtype) * NUM_COLUMNS + column
+    cell = strata_of(a, spec.dtype) * NUM_COLUMNS + column
     found, counts = np.unique(cell, return_counts=True)
     acc.cells.reshape(-1)[found] += counts
     acc.specials[1] += _special_counts(b, spec.dtype) - _special_counts(a, spec.dtype)
@@ -300,7 +300,8 @@ def _absolute(values: np.ndarray, dtype: DType) -> np.ndarray:
     return np.where(values < 0, np.uint64(0) - unsigned, unsigned)
 
 
-def _strata(codes: np.ndarray, dtype: DType) -> np.ndarray:
+def strata_of(codes: np.ndarray, dtype: DType) -> np.ndarray:
+    """Stratum of each float code (see `stats.strata`), as integers of the platform's size."""
     layout, code = dtype.layout, codes.dtype.type
     magnitude = codes & code(layout.magnitude_mask)
     power_of_two = (magnitude & code((1 << layout.mantissa_bits) - 1)) == 0

@@ -1,0 +1,1 @@
+"""Update masks: packed bits, their algebra, the mask directory, and other encodings."""

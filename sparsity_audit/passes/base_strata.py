@@ -1,0 +1,121 @@
+"""Group a mask's entries by the magnitude of the base weight, reading the base block by block.
+
+Contract: strata are those of `stats.strata` in the mask's view (a `served` mask groups by the codes
+rounded to bf16), so that a draw within them keeps what rounding explains. The base is only accepted
+when its fingerprints are the mask's: a mask from another base would be matched to the wrong weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsity_audit.checkpoint.reading import read_entries
+from sparsity_audit.checkpoint.store import Catalogue
+from sparsity_audit.compare.accumulate import CODE_DTYPE
+from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
+from sparsity_audit.errors import MaskError
+from sparsity_audit.masks.bitmask import Block
+from sparsity_audit.masks.container import MaskReader
+from sparsity_audit.masks.metadata import MaskTensor
+from sparsity_audit.masks.sampling import OUTSIDE, UniformGrouping
+from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.types import DType, TensorSpec
+
+__all__ = ["StrataGrouping", "base_fingerprint"]
+
+_CHUNK_ENTRIES = 1 << 18
+_EXACT_IN_BF16 = frozenset({DType.BF16, DType.F8_E4M3, DType.F8_E5M2})
+
+
+class StrataGrouping(UniformGrouping):
+    """Groups are tensor × exponent of |w_base| × mantissa = 0; integers are one group a tensor.
+
+    Args:
+        like: The mask to imitate.
+        base: The checkpoint it was made from.
+        force: Accept a base whose fingerprints are not known or differ.
+
+    Raises:
+        MaskError: The base lacks a tensor, has another shape, or is not the mask's base.
+    """
+
+    def __init__(self, like: MaskReader, base: Catalogue, *, force: bool = False) -> None:
+        super().__init__(like)
+        self._files = OpenFiles(base)
+        self._kernel = NumpyKernel()
+        self._served = like.metadata.view == "served"
+        self._specs: dict[str, TensorSpec] = {}
+        for name, tensor in like.tensors.items():
+            spec = base.tensors.get(base.aliases.get(name, name))
+            found = "not there" if spec is None else f"shape {list(spec.shape)}"
+            if spec is None or spec.shape != tensor.shape:
+                raise MaskError(
+                    f"{base.resolved}: tensor {name!r}",
+                    found,
+                    expected=f"shape {list(tensor.shape)}, as in the mask {like.catalogue.path}",
+                    remedy="give the base checkpoint the mask was made from",
+                )
+            self._specs[name] = spec
+            if not force:
+                self._verify_base(tensor, spec, base)
+
+    def num_groups(self, name: str) -> int:
+        """Strata of the tensor's dtype in the mask's view."""
+        dtype = self._view_dtype(name)
+        return 2 * dtype.layout.num_exponents if dtype.kind == "float" else 1
+
+    def groups(self, name: str, block: Block) -> np.ndarray:
+        """Stratum of each entry's base code."""
+        compared = super().groups(name, block)
+        spec, dtype = self._specs[name], self._view_dtype(name)
+        if dtype.kind != "float":
+            return compared
+        codes = np.empty(block.num_entries, dtype=CODE_DTYPE[spec.dtype.itemsize])
+        read_entries(self._files[spec.file], spec, block.first_entry, codes.view(np.uint8).data)
+        if dtype is not spec.dtype:
+            rounded = np.empty(codes.shape, dtype=np.uint16)
+            self._kernel.to_bf16(codes, spec.dtype, rounded)
+            codes = rounded
+        return np.where(compared == OUTSIDE, OUTSIDE, strata_of(codes, dtype)).astype(np.int16)
+
+    def close(self) -> None:
+        """Close the base's files."""
+        self._files.close()
+
+    def _view_dtype(self, name: str) -> DType:
+        dtype = self._specs[name].dtype
+        rounds = self._served and dtype.kind == "float" and dtype not in _EXACT_IN_BF16
+        return DType.BF16 if rounds else dtype
+
+    def _verify_base(self, tensor: MaskTensor, spec: TensorSpec, base: Catalogue) -> None:
+        expected = tensor.fingerprints[0]
+        subject = f"{base.resolved}: tensor {tensor.name!r}"
+        if expected == 0 and tensor.num_compared:
+            raise MaskError(
+                subject,
+                "cannot be checked: the mask does not record the base's fingerprint",
+                remedy="--force takes your word that this is the mask's base",
+            )
+        found = base_fingerprint(tensor, spec, self._files, self._kernel)
+        if found != expected:
+            raise MaskError(
+                subject,
+                f"fingerprint {found:016x}",
+                expected=f"{expected:016x}, of the base the mask was made from",
+                remedy="give that base checkpoint; --force matches to this one all the same",
+            )
+
+
+def base_fingerprint(tensor: MaskTensor, spec: TensorSpec, files: OpenFiles, kernel: NumpyKernel) -> int:
+    """Sum mod 2⁶⁴ of the fingerprints of the tensor's compared slices, as the mask records it."""
+    total = 0
+    for start, stop in tensor.entry_ranges:
+        word = 0
+        for first in range(start, stop, _CHUNK_ENTRIES):
+            count = min(_CHUNK_ENTRIES, stop - first)
+            used = count * spec.dtype.itemsize
+            words = np.zeros(-(-used // 8), dtype=np.uint64)
+            read_entries(files[spec.file], spec, first, words.view(np.uint8).data[:used])
+            total += kernel.fingerprint(words, word)
+            word += len(words)
+    return total % 2**64
