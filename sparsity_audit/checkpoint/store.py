@@ -138,6 +138,14 @@ class Catalogue:
     notes: tuple[str, ...] = ()
 
     @property
+    def resolved_label(self) -> str:
+        """What reports and masks store: `hf://…@<commit>`, or a local path as it was typed.
+
+        An absolute path would make the same audit give other bytes on another machine.
+        """
+        return self.resolved if self.resolved.startswith("hf://") else self.reference
+
+    @property
     def num_entries(self) -> int:
         """Scalars in storage; tied names are counted once."""
         return sum(spec.num_entries for spec in self.tensors.values())

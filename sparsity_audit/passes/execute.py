@@ -21,6 +21,7 @@ from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
 from sparsity_audit.compare.pair import UnitComparer
 from sparsity_audit.passes.journal import Journal
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit, blocks_of
+from sparsity_audit.seams import reached
 from sparsity_audit.stats.tally import Tally
 
 __all__ = ["BitSink", "OpenFiles", "in_threads", "read_blocks", "run_plan"]
@@ -95,14 +96,17 @@ def run_plan(
 
     try:
         for unit, tally in in_threads(work, todo, workers=workers):
+            reached("unit compared")
             if journal is not None:
                 journal.append(unit.key, tally)
+                reached("unit journaled")
             tallies[unit.pair] = tallies[unit.pair].merge(tally)
             if on_unit is not None:
                 on_unit(unit)
     finally:
         base.close()
         tuned.close()
+    reached("pass finished")
     return tuple(tallies)
 
 

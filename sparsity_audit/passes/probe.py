@@ -15,7 +15,7 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.passes.execute import OpenFiles
-from sparsity_audit.stats.precision import estimate_shrink
+from sparsity_audit.stats.decay import estimate_shrink
 from sparsity_audit.types import DType
 
 __all__ = ["probe_shrinks"]

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from sparsity_audit.errors import OutputError
+from sparsity_audit.seams import reached
 
 __all__ = ["JOURNAL_NAME", "OutputDirectory", "write_atomically"]
 
@@ -55,6 +56,7 @@ class OutputDirectory:
         """Write the files in the order given, then remove the journal."""
         for name, data in files.items():
             write_atomically(self.path / name, data)
+            reached("file written")
         self.journal.unlink(missing_ok=True)
 
 

@@ -224,6 +224,14 @@ class Tally:
             axes=None if self.axes is None or other.axes is None else self.axes.merge(other.axes),
         )
 
+    def with_count(self, criterion: str, changed: int, *, served: bool) -> Tally:
+        """This tally with one more criterion counted, in the served view where asked and there is one."""
+        if served and self.served is not None:
+            counts = {**self.served.changed, criterion: changed}
+            return dataclasses.replace(self, served=dataclasses.replace(self.served, changed=counts))
+        counts = {**self.native.changed, criterion: changed}
+        return dataclasses.replace(self, native=dataclasses.replace(self.native, changed=counts))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

@@ -1,0 +1,28 @@
+"""The one place where tests interrupt a run.
+
+Contract: production code calls `reached` with a point's name; it does nothing. A test replaces
+`sparsity_audit.seams.observer` in a subprocess and kills the process at the point it wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["POINTS", "observer", "reached"]
+
+POINTS = (
+    "unit compared",  # mask bits are written, the journal line is not
+    "unit journaled",
+    "pass finished",
+    "mask finished",
+    "file written",  # one of the report's files stands under its final name
+)
+
+observer: Callable[[str], None] | None = None
+
+
+def reached(point: str) -> None:
+    """Tell the observer, if there is one, that a named point was reached."""
+    if observer is not None:
+        assert point in POINTS, point
+        observer(point)
