@@ -8,11 +8,13 @@ runs of entries in row-major order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 from typing import Literal
 
+from sparsity_audit.errors import AlignmentError
 from sparsity_audit.types import TensorSpec
 
 __all__ = ["Account", "Alignment", "Leftover", "LeftoverReason", "Pair", "Side", "Skipped", "TensorSlice"]
@@ -27,6 +29,8 @@ class LeftoverReason(StrEnum):
     ADDED_ROWS = "rows beyond the other side's vocabulary"
     TRANSPOSED = "fused along another axis (transposed)"
     SHAPE = "shapes differ"
+    UNTIED = "tied on the other side"
+    INTERLEAVED = "fused in an order that shapes do not tell"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +145,51 @@ class Alignment:
             skipped=sum(pair.base.num_entries for pair in self.skipped),
             leftover=sum(left.num_entries for left in self.leftovers if left.side == side),
         )
+
+    def verify_accounts(self) -> None:
+        """Raise when an entry of either side stands nowhere or in two places.
+
+        Raises:
+            AlignmentError: A defect of this package, never of a checkpoint.
+        """
+        matched = (*self.pairs, *self.skipped)
+        _verify_side("base", self.account("base"), [pair.base for pair in matched], self.leftovers)
+        _verify_side("tuned", self.account("tuned"), [pair.tuned for pair in matched], self.leftovers)
+
+
+def _verify_side(
+    side: Side, account: Account, slices: Iterable[TensorSlice], leftovers: Iterable[Leftover]
+) -> None:
+    left: dict[str, int] = {}
+    for leftover in leftovers:
+        if leftover.side == side:
+            if leftover.name in left:
+                raise _defect(side, f"{leftover.name!r} is a leftover twice")
+            left[leftover.name] = leftover.num_entries
+    runs: dict[str, list[TensorSlice]] = {}
+    for run in slices:
+        runs.setdefault(run.spec.name, []).append(run)
+    for name, of_tensor in runs.items():
+        if len(of_tensor) == 1 and of_tensor[0].is_whole and name not in left:
+            continue
+        of_tensor.sort(key=lambda run: (run.start_entry, run.num_entries))
+        end = 0
+        for run in of_tensor:
+            if run.start_entry < end:
+                raise _defect(side, f"entries of {name!r} are compared twice")
+            end = run.start_entry + run.num_entries
+        found = sum(run.num_entries for run in of_tensor) + left.get(name, 0)
+        if end > of_tensor[0].spec.num_entries or found != of_tensor[0].spec.num_entries:
+            raise _defect(side, f"{found} entries of {name!r}, which has {of_tensor[0].spec.num_entries}")
+    found = account.compared + account.skipped + account.leftover
+    if found != account.total:
+        raise _defect(side, f"{found} entries accounted for, {account.total} in storage")
+
+
+def _defect(side: Side, found: str) -> AlignmentError:
+    return AlignmentError(
+        f"alignment, {side} side",
+        found,
+        expected="every entry in exactly one pair, skipped pair or leftover",
+        remedy="this is a defect of sparsity-audit: please report it with both outputs of `inspect`",
+    )
