@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 _CONFIG = "config.json"
 _DEFAULT_BRANCH = "main"
-_WAITS_S = (1.0, 2.0)
+_WAITS_S = (0.5, 1.5)
 _log = logging.getLogger(__name__)
 
 
