@@ -60,7 +60,7 @@ class Linker:
             self._offer(self.base.owner[name], self.tuned.owner[name], "map")
         for name in _in_order(shared - mapped):
             base, tuned = self.base.owner[name], self.tuned.owner[name]
-            self._offer(base, tuned, "exact" if base == tuned == name else "tied")
+            self._offer(base, tuned, "exact" if base == tuned else "tied")
 
     def link_normalised(self, base_keys: Keys, tuned_keys: Keys) -> None:
         """Link tensors whose names agree once wrappers and roots are dropped.

@@ -108,8 +108,11 @@ def describe_rename(base: NormalName, tuned: NormalName) -> str:
     for side, mine, theirs in (("base", base, tuned), ("tuned", tuned, base)):
         extra = [part for part in dict.fromkeys(mine.wrappers) if part not in theirs.wrappers]
         parts += [f"{side} wrapper {part + '.'!r} dropped" for part in extra]
-    if base.root != tuned.root:
+    if base.root and tuned.root and base.root != tuned.root:
         parts.append(f"leading {base.root!r} of base taken for {tuned.root!r} of tuned")
+    elif base.root != tuned.root:
+        side, root = ("base", base.root) if base.root else ("tuned", tuned.root)
+        parts.append(f"leading {root!r} of {side} dropped")
     return ", ".join(parts) or "wrapper components counted once"
 
 

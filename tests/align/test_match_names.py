@@ -83,7 +83,7 @@ def test_a_finding_counts_what_each_rule_renamed(make_catalogue, llama):
     base = make_catalogue(llama())
     tuned = make_catalogue(_renamed(llama(), lambda n: "language_model." + n))
     assert match(base, tuned).findings == (
-        "1 tensor matched under another name: leading '' of base taken for 'language_model.' of tuned",
+        "1 tensor matched under another name: leading 'language_model.' of tuned dropped",
         (
             "18 tensors matched under another name: "
             "leading 'model.' of base taken for 'language_model.model.' of tuned"

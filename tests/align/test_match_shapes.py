@@ -191,6 +191,18 @@ def test_whole_or_in_parts_is_refused_with_all_candidates(make_catalogue, fused_
     assert "q_proj.weight" in str(caught.value).replace("qkv_proj.weight", "")
 
 
+def test_a_user_rule_settles_whether_the_whole_or_the_parts_are_meant(make_catalogue):
+    fused = {"a.qkv_proj.weight": (12, 4)}
+    split = {f"a.{part}.weight": (4, 4) for part in ("q_proj", "k_proj", "v_proj")}
+    base, tuned = make_catalogue(fused), make_catalogue(fused | split)
+    whole = match(base, tuned, maps=((r"qkv_proj", "qkv_proj"),))
+    assert [pair.rule for pair in whole.pairs] == ["map"]
+    assert [left.name for left in whole.leftovers] == sorted(split)
+    parts = match(base, tuned, maps=((r"qkv_proj", "unused"),))
+    assert [pair.rule for pair in parts.pairs] == ["fused"] * 3
+    assert [left.name for left in parts.leftovers] == ["a.qkv_proj.weight"]
+
+
 def test_two_kinds_of_parts_for_one_fused_tensor_are_refused(make_catalogue):
     base = make_catalogue({"a.qkv.weight": (12, 4)})
     parts = ("q_proj", "k_proj", "v_proj", "query", "key", "value")
