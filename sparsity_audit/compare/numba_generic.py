@@ -42,7 +42,7 @@ __all__ = [
     "verdicts",
 ]
 
-OPTIONS: Final = {"nogil": True, "cache": True, "error_model": "numpy"}
+OPTIONS: Final = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
 CHUNK: Final = 2048
 """Entries of one chunk; `add_exact` sums that many 51-bit integers in 64 bits."""
 COLUMN_STRIDE: Final = 256

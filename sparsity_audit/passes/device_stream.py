@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -65,7 +65,7 @@ def stream_blocks(
     device: str,
     slots: int = NUM_SLOTS,
     slot_bytes: int = SLOT_BYTES,
-) -> Iterator[StreamedBlock[_Block]]:
+) -> Generator[StreamedBlock[_Block], None, None]:
     """The blocks in order, read and copied up to `slots` blocks ahead of their use.
 
     Use the tensors on the stream that is current while iterating.
@@ -169,7 +169,7 @@ def stream_units(
     bits: BitSink | None,
     slots: int = NUM_SLOTS,
     slot_bytes: int = SLOT_BYTES,
-) -> Iterator[tuple[WorkUnit, Tally]]:
+) -> Generator[tuple[WorkUnit, Tally], None, None]:
     """Compare work units on the kernel's device; results in order, what `execute.in_threads` gives.
 
     Raises:
@@ -178,29 +178,28 @@ def stream_units(
     units = list(units)
     largest = max((_unit_bytes(plan, unit) for unit in units), default=0)
     slot_bytes = max(min(slot_bytes, largest), _MIN_SLOT_BYTES)
-    comparer = None
     queue = _blocks(plan, units, base=base, tuned=tuned, block_bytes=slot_bytes)
-    for streamed in stream_blocks(queue, device=str(kernel.device), slots=slots, slot_bytes=slot_bytes):
-        unit, block, is_last = streamed.block
-        pair, spec = plan.pairs[unit.pair], plan.specs[unit.pair]
-        if comparer is None:
-            rows, cols = pair.base.rows_cols
-            comparer = DeviceUnitComparer(spec, kernel, rows=rows, cols=cols, first_entry=unit.first_entry)
-        shape = (block.num_rows, block.num_cols)
-        packed = comparer.add_tensors(
-            block_codes(streamed.base, spec.base, shape),
-            block_codes(streamed.tuned, spec.tuned, shape),
-            first_row=block.row,
-            first_col=block.col,
-            want_bits=bits is not None,
-        )
-        if bits is not None and packed is not None:
-            bits.write(pair, first_row=block.row, first_col=block.col, bits=packed.cpu().numpy())
-        if is_last:
-            plan.base.files[pair.base.spec.file].verify_unchanged()
-            plan.tuned.files[pair.tuned.spec.file].verify_unchanged()
-            yield unit, comparer.tally()
-            comparer = None
+    blocks = stream_blocks(queue, device=str(kernel.device), slots=slots, slot_bytes=slot_bytes)
+    comparer = None
+    with contextlib.closing(blocks):
+        for streamed in blocks:
+            unit, block, is_last = streamed.block
+            pair, spec = plan.pairs[unit.pair], plan.specs[unit.pair]
+            if comparer is None:
+                rows, cols = pair.base.rows_cols
+                first = unit.first_entry
+                comparer = DeviceUnitComparer(spec, kernel, rows=rows, cols=cols, first_entry=first)
+            shape, where = (block.num_rows, block.num_cols), {"first_row": block.row, "first_col": block.col}
+            base_codes = block_codes(streamed.base, spec.base, shape)
+            tuned_codes = block_codes(streamed.tuned, spec.tuned, shape)
+            packed = comparer.add_tensors(base_codes, tuned_codes, **where, want_bits=bits is not None)
+            if bits is not None and packed is not None:
+                bits.write(pair, **where, bits=packed.cpu().numpy())
+            if is_last:
+                plan.base.files[pair.base.spec.file].verify_unchanged()
+                plan.tuned.files[pair.tuned.spec.file].verify_unchanged()
+                yield unit, comparer.tally()
+                comparer = None
 
 
 def _unit_bytes(plan: Plan, unit: WorkUnit) -> int:

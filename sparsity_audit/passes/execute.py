@@ -8,8 +8,9 @@ check that its files are still the catalogued ones, before it is journaled.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -91,18 +92,17 @@ def run_plan(
                 on_unit(unit)
     base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
 
-    def work(unit: WorkUnit) -> Tally:
-        return _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits)
-
     try:
-        for unit, tally in in_threads(work, todo, workers=workers):
-            reached("unit compared")
-            if journal is not None:
-                journal.append(unit.key, tally)
-                reached("unit journaled")
-            tallies[unit.pair] = tallies[unit.pair].merge(tally)
-            if on_unit is not None:
-                on_unit(unit)
+        results = _results(plan, todo, base=base, tuned=tuned, kernel=kernel, bits=bits, workers=workers)
+        with closing(results):  # reads end before their files are closed
+            for unit, tally in results:
+                reached("unit compared")
+                if journal is not None:
+                    journal.append(unit.key, tally)
+                    reached("unit journaled")
+                tallies[unit.pair] = tallies[unit.pair].merge(tally)
+                if on_unit is not None:
+                    on_unit(unit)
     finally:
         base.close()
         tuned.close()
@@ -110,9 +110,32 @@ def run_plan(
     return tuple(tallies)
 
 
+def _results(
+    plan: Plan,
+    units: list[WorkUnit],
+    *,
+    base: OpenFiles,
+    tuned: OpenFiles,
+    kernel: Kernel,
+    bits: BitSink | None,
+    workers: int,
+) -> Generator[tuple[WorkUnit, Tally], None, None]:
+    if kernel.name != "device":
+        return in_threads(
+            lambda unit: _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits),
+            units,
+            workers=workers,
+        )
+    from sparsity_audit.compare.device_kernel import DeviceKernel
+    from sparsity_audit.passes.device_stream import stream_units
+
+    assert isinstance(kernel, DeviceKernel)
+    return stream_units(plan, units, kernel=kernel, base=base, tuned=tuned, bits=bits)
+
+
 def in_threads(
     work: Callable[[WorkUnit], _Result], units: Iterable[WorkUnit], *, workers: int
-) -> Iterator[tuple[WorkUnit, _Result]]:
+) -> Generator[tuple[WorkUnit, _Result], None, None]:
     """Results as they finish; at most two units a worker are queued, so that an error stops soon."""
     if workers == 1:
         for unit in units:
