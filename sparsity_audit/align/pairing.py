@@ -1,8 +1,7 @@
 """Turn links and fusions into pairs, skipped pairs and leftovers by looking at shapes and dtypes.
 
 Contract: every tensor that comes in goes out entirely, as slices of pairs, skipped pairs and leftovers. Pairs
-hold equal shapes and comparable dtypes: both float, both signed, both unsigned, both bool, or the same opaque
-dtype. Signed against unsigned is skipped, because no code order is common to the two.
+hold equal shapes and dtypes that have a common one without rounding (`types.common_dtype`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from sparsity_audit.align.linking import Link
 from sparsity_audit.align.naming import NamedSide
 from sparsity_audit.align.records import Leftover, LeftoverReason, Pair, Side, Skipped, TensorSlice
 from sparsity_audit.align.rules import is_vocabulary
-from sparsity_audit.types import DType, TensorSpec
+from sparsity_audit.types import DType, TensorSpec, common_dtype
 
 __all__ = ["Ledger"]
 
@@ -116,7 +115,7 @@ class Ledger:
         )
         self.findings.append(
             f"vocabulary resized: {base.name!r} has {base.shape[0]} rows in base and {tuned.shape[0]} in "
-            f"tuned; {rows} common rows are compared, {added} rows of {side} ({entries} entries) are left"
+            f"tuned; {rows} common rows are compared, {added} of {side} ({entries} entries) are left over"
         )
 
     def _pair(self, name: str, base: TensorSlice, tuned: TensorSlice, rule: str) -> None:
@@ -154,7 +153,7 @@ def _why_not_comparable(base: DType, tuned: DType, *, has_scale: bool) -> str | 
     if base is tuned:
         return None
     types = f"{base.label} in base, {tuned.label} in tuned"
-    if base.kind != tuned.kind or base.kind == "opaque":
+    if common_dtype(base, tuned) is None:
         return f"dtypes have no common values ({types})"
     if has_scale:
         return f"fp8 values need their scales ({types})"

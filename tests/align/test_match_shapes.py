@@ -232,7 +232,7 @@ def test_two_fused_tensors_for_the_same_parts_are_refused(make_catalogue):
         (DType.BOOL, DType.F32, False),
         (DType.BOOL, DType.U8, False),
         (DType.I64, DType.U64, False),
-        (DType.I64, DType.U8, False),
+        (DType.I64, DType.U8, True),
         (DType.F8_E8M0, DType.U8, False),
         (DType.F8_E8M0, DType.C64, False),
     ],
