@@ -8,10 +8,10 @@ other torch files. What trainers leave beside the weights (optimizer, scheduler,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Layout", "choose_layout", "missing_shards"]
+__all__ = ["Layout", "abridged", "choose_layout", "missing_shards", "unread_weights"]
 
 _INDEXES = {"safetensors": "model.safetensors.index.json", "torch": "pytorch_model.bin.index.json"}
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
@@ -36,10 +36,10 @@ class Layout:
 
 def choose_layout(names: Iterable[str]) -> Layout | None:
     """The layout that the file `names` of one folder (not below it) amount to; None without weights."""
-    present = set(names)
+    present = {name for name in names if not name.startswith(".")}
     torch_files = [n for n in present if n.endswith(_TORCH_SUFFIXES) and not _TRAINER_STATE.fullmatch(n)]
     candidates = {
-        "safetensors": [n for n in present if n.endswith(".safetensors")],
+        "safetensors": _main_family([n for n in present if n.endswith(".safetensors")]),
         "torch": ["pytorch_model.bin"] if "pytorch_model.bin" in present else torch_files,
     }
     for kind, files in candidates.items():
@@ -48,6 +48,30 @@ def choose_layout(names: Iterable[str]) -> Layout | None:
         if files:
             return Layout(index=None, files=tuple(sorted(files)))
     return None
+
+
+def unread_weights(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ...]:
+    """Files of weights among `names` that are not `chosen`, sorted; trainer state is no weight."""
+    suffixes = (*_TORCH_SUFFIXES, ".safetensors")
+    left = {n for n in names if n.endswith(suffixes) and not n.startswith(".")} - set(chosen)
+    return tuple(sorted(n for n in left if not _TRAINER_STATE.fullmatch(n)))
+
+
+def abridged(names: Sequence[str], *, limit: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _main_family(files: list[str]) -> list[str]:
+    """`model.safetensors` or its shards where there are any: adapters and `consolidated` copies stay out."""
+    main = [n for n in files if _family(n) == "model"]
+    return main or files
+
+
+def _family(name: str) -> str:
+    numbered = _NUMBERED.fullmatch(name)
+    return numbered[1] if numbered else name.rpartition(".")[0]
 
 
 def missing_shards(files: Iterable[str]) -> tuple[str, ...]:

@@ -15,12 +15,17 @@ from typing import Any
 from sparsity_audit.checkpoint.formats import read_contents
 from sparsity_audit.checkpoint.hub import fetch
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, parse_reference
-from sparsity_audit.checkpoint.layout import choose_layout, missing_shards
+from sparsity_audit.checkpoint.layout import abridged, choose_layout, missing_shards, unread_weights
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
 from sparsity_audit.types import TensorSpec
 
 __all__ = ["open_checkpoint"]
+
+_MAX_NAME_CHARACTERS = 255
+
+_MAX_JSON_BYTES = 50_000_000
+"""The index of a checkpoint of 100,000 tensors takes some 10 MB."""
 
 
 def open_checkpoint(reference: str | Path) -> Catalogue:
@@ -38,7 +43,7 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     text, path = str(reference), Path(reference).expanduser()
     is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
     if path.is_dir() and not is_hub_only:
-        catalogue = _open_directory(path, reference=text)
+        catalogue = _with_note_on_unread(_open_directory(path, reference=text), _file_names(path))
     elif path.is_file() and not is_hub_only:
         catalogue = _catalogue([path], folder=path.parent, reference=text, resolved=path)
     else:
@@ -74,10 +79,14 @@ def _shadow_note(reference: str | Path) -> tuple[str, ...]:
 
 
 def _open_directory(folder: Path, *, reference: str) -> Catalogue:
-    layout = choose_layout(path.name for path in folder.iterdir() if path.is_file())
+    names = _file_names(folder)
+    layout = choose_layout(names)
     if layout is None:
         raise CheckpointNotFoundError(
-            str(folder), "holds no checkpoint", expected="*.safetensors, with or without an index"
+            str(folder),
+            f"holds no checkpoint ({len(names)} files, no weights among them)" if names else "holds no files",
+            expected="*.safetensors, or pytorch_model*.bin, *.pt, *.pth, with or without an index",
+            remedy="name the directory that holds the weights, or one file",
         )
     if layout.index is not None:
         index = folder / layout.index
@@ -99,9 +108,26 @@ def _open_directory(folder: Path, *, reference: str) -> Catalogue:
             f"lacks {shard}, which the shard numbering promises",
             remedy="fetch the missing shard",
         )
-    return _catalogue(
-        [folder / name for name in layout.files], folder=folder, reference=reference, resolved=folder
-    )
+    paths = [folder / name for name in layout.files]
+    return _catalogue(paths, folder=folder, reference=reference, resolved=folder)
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir() if path.is_file()]
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            str(folder), error.strerror or "cannot be listed", expected="a readable directory"
+        ) from error
+
+
+def _with_note_on_unread(catalogue: Catalogue, names: list[str]) -> Catalogue:
+    read = [entry.path.name for entry in catalogue.files]
+    unread = unread_weights(names, read)
+    if not unread:
+        return catalogue
+    note = f"{catalogue.reference}: read {read[0]}{' …' if len(read) > 1 else ''}; ignored {abridged(unread)}"
+    return replace(catalogue, notes=(*catalogue.notes, note))
 
 
 def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Path) -> Catalogue:
@@ -141,11 +167,18 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(str(path), "has no weight_map", expected="tensor name → shard file")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not _is_file_name(shard):
+            shown = repr(shard[:80]) if isinstance(shard, str) else f"a {type(shard).__name__}"
             raise CorruptCheckpointError(
-                str(path), f"places {name!r} in {shard!r:.80}", expected="a file name inside the directory"
+                str(path), f"places {name[:200]!r} in {shown}", expected="a file name inside the directory"
             )
     return weight_map
+
+
+def _is_file_name(value: object) -> bool:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_NAME_CHARACTERS:
+        return False
+    return value not in ("", "..") and Path(value).name == value
 
 
 def _confirm_index(path: Path, weight_map: dict[str, str], catalogue: Catalogue) -> None:
@@ -161,8 +194,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            str(path), error.strerror or "cannot be read", expected="a readable file"
+        ) from error
+    if len(raw) > _MAX_JSON_BYTES:
+        raise CorruptCheckpointError(
+            str(path), f"is longer than {_MAX_JSON_BYTES} bytes", expected="an index or a configuration"
+        )
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(str(path), f"is not JSON ({type(error).__name__})") from error
     if not isinstance(value, dict):
         raise CorruptCheckpointError(str(path), "is not a JSON object")
