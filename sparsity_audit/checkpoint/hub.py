@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sparsity_audit.checkpoint.hub_errors import is_transient, library_errors, translate
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, is_commit
-from sparsity_audit.checkpoint.layout import Layout, choose_layout, missing_shards
+from sparsity_audit.checkpoint.layout import Layout, abridged, choose_layout, missing_shards, unread_weights
 from sparsity_audit.errors import CheckpointNotFoundError, HubError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _CONFIG = "config.json"
 _DEFAULT_BRANCH = "main"
+_MAX_INDEX_BYTES = 50_000_000
 _WAITS_S = (0.5, 1.5)
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,12 @@ def fetch(reference: HubReference) -> HubSnapshot:
             return _cached_snapshot(reference)
         pinned = reference.pinned(commit)
         sizes = _list_files(api, pinned)
-        return HubSnapshot(folder=_download_checkpoint(api, pinned, sizes), reference=pinned, notes=notes)
+        folder, shards = _download_checkpoint(api, pinned, sizes)
+    unread = unread_weights(sizes, shards)
+    if shards and unread:
+        first = shards[0] + (" …" if len(shards) > 1 else "")
+        notes += (f"{reference.text}: read {first}; ignored {abridged(unread)}",)
+    return HubSnapshot(folder=folder, reference=pinned, notes=notes)
 
 
 def _resolve(api: HfApi, reference: HubReference) -> tuple[str, tuple[str, ...]]:
@@ -108,18 +114,20 @@ def _list_files(api: HfApi, pinned: HubReference) -> dict[str, int]:
     return _with_retries(files, pinned)
 
 
-def _download_checkpoint(api: HfApi, pinned: HubReference, sizes: Mapping[str, int]) -> Path:
+def _download_checkpoint(
+    api: HfApi, pinned: HubReference, sizes: Mapping[str, int]
+) -> tuple[Path, tuple[str, ...]]:
+    """The local folder of the fetched files, and the names of those that hold tensors."""
     layout = _layout(pinned, sizes)
-    names = [_CONFIG] if _CONFIG in sizes else []
+    companions = [_CONFIG] if _CONFIG in sizes else []
     shards: tuple[str, ...] = layout.files
     if layout.index is not None:
         shards = _shards_of(_download(api, pinned, layout.index, num_bytes=sizes[layout.index]))
-        names.append(layout.index)
+        companions.append(layout.index)
     _refuse_missing(pinned, layout, shards=shards, present=sizes)
-    names += [name for name in shards if name in sizes]
-    _refuse_full_disk(pinned, {name: sizes[name] for name in names})
-    paths = [_download(api, pinned, name, num_bytes=sizes[name]) for name in names]
-    return paths[-1].parent
+    _refuse_full_disk(pinned, {name: sizes[name] for name in (*companions, *shards)})
+    paths = [_download(api, pinned, name, num_bytes=sizes[name]) for name in (*companions, *shards)]
+    return paths[-1].parent, shards
 
 
 def _layout(reference: HubReference, names: Collection[str]) -> Layout:
@@ -135,7 +143,9 @@ def _layout(reference: HubReference, names: Collection[str]) -> Layout:
 
 
 def _shards_of(index: Path) -> tuple[str, ...]:
-    """The shard names of an index; opening the fetched folder judges the index itself."""
+    """The shard names of an index; none when it is malformed, which opening the folder then reports."""
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+        return ()
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         return tuple(sorted({name for name in weight_map.values() if isinstance(name, str)}))

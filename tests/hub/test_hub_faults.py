@@ -190,6 +190,17 @@ def test_a_shard_that_the_index_names_and_the_repository_lacks_is_named_before_a
     assert not hub.asked("Signature")
 
 
+@pytest.mark.parametrize(
+    "index", [b"{", b"[]", b'{"weight_map": 3}', b'{"weight_map": {"w": "../w.safetensors"}}']
+)
+def test_a_malformed_index_is_an_error_that_names_it(hub, open_reference, index):
+    hub.add("org/model", {"model.safetensors.index.json": index, "config.json": b"{}"})
+    answer = open_reference("org/model")
+    assert answer["error"] in ("CorruptCheckpointError", "CheckpointNotFoundError")
+    assert "model.safetensors.index.json" in answer.message
+    assert not hub.asked("Signature")
+
+
 def test_numbered_shards_without_an_index_must_be_complete(hub, open_reference):
     files = {k: v for k, v in sharded_files(3).items() if "00001" not in k and not k.endswith("index.json")}
     hub.add("org/model", files)

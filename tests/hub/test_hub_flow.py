@@ -43,12 +43,23 @@ def test_only_the_files_that_make_the_checkpoint_are_fetched(hub, open_reference
     assert fetched == {"config.json", "model.safetensors"}
 
 
+def test_weights_that_are_not_read_are_named_whatever_the_cache_holds(hub, open_reference, tmp_path):
+    commit = hub.add("org/model", {**ONE, **NOISE})
+    (note,) = open_reference(f"org/model@{commit}")["notes"]
+    assert note == f"org/model@{commit}: read model.safetensors; ignored pytorch_model.bin"
+    (shard,) = (tmp_path / "hf").rglob("snapshots/*/model.safetensors")
+    (shard.parent / "stray.safetensors").write_bytes(b"x")
+    assert open_reference(f"org/model@{commit}")["notes"] == [note]
+
+
 def test_shards_are_found_through_their_index(hub, open_reference):
     commit = hub.add("org/model", {**sharded_files(3), "consolidated.safetensors": b"x"})
     answer = open_reference(f"hf://org/model@{commit}")
     assert answer["files"] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert answer["tensors"] == ["layer.0", "layer.1", "layer.2"]
-    assert answer["notes"] == []
+    assert answer["notes"] == [
+        f"hf://org/model@{commit}: read model-00001-of-00003.safetensors …; ignored consolidated.safetensors"
+    ]
     assert not hub.asked("consolidated")
 
 

@@ -36,7 +36,10 @@ def test_the_accepted_forms_are_split_into_their_parts(text, repo_id, revision, 
 
 @pytest.mark.parametrize(
     "text",
-    "? model ./org/model ../model /org/model ~/model a/b/c a/b/c@main runs/model.safetensors runs/p.pt".split(),
+    [
+        *("", "model", "./org/model", "../model", "/org/model", "~/model", "a/b/c", "a/b/c@main"),
+        *("runs/model.safetensors", "runs/policy.pt", "C:\\models/x"),
+    ],
 )
 def test_what_can_only_be_a_path_is_left_to_the_file_system(text):
     assert parse_reference(text) is None
