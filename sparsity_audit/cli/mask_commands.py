@@ -25,7 +25,7 @@ def mask() -> None:
     \b
     Example:
       sparsity-audit mask info MASK
-    """
+    """  # noqa: D301 - click reads the escape \b
 
 
 @mask.command()
@@ -39,7 +39,7 @@ def info(path: Path, *, as_json: bool) -> None:
     \b
     Example:
       sparsity-audit mask info MASK --json
-    """
+    """  # noqa: D301 - click reads the escape \b
     from sparsity_audit.api.masks import mask_info
 
     record = mask_info(path)
@@ -63,14 +63,14 @@ def info(path: Path, *, as_json: bool) -> None:
 @click.option("--k", type=int, help="k-of-n: select what at least k of the masks select.")
 @click.option("--force", is_flag=True, help="Combine masks of other bases, criteria or tensors all the same.")
 @_JSON
-def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, force: bool, as_json: bool) -> None:  # noqa: ANN401
+def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, force: bool, as_json: bool) -> None:
     """Combine masks: and, or, xor, minus (the first without the others), not, k-of-n.
 
     \b
     Example:
       sparsity-audit mask ops and MASK_SEED0 MASK_SEED1 -o BOTH
       sparsity-audit mask ops k-of-n MASK... --k 2 -o AT_LEAST_TWO
-    """
+    """  # noqa: D301 - click reads the escape \b
     from sparsity_audit.api.masks import mask_ops
 
     record = mask_ops(op, list(paths), out, k=k, force=force)
@@ -92,14 +92,14 @@ def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, force: bo
 )
 @click.option("--inverted", is_flag=True, help="The foreign mask has 1 where an entry was not updated.")
 @_JSON
-def convert(path: Path, out: Path, encoding: Any, *, inverted: bool, as_json: bool) -> None:  # noqa: ANN401
+def convert(path: Path, out: Path, encoding: Any, *, inverted: bool, as_json: bool) -> None:
     """Write a mask in another encoding, or import one that another tool wrote.
 
     \b
     Example:
       sparsity-audit mask convert MASK -o MASK_PT --format pt
       sparsity-audit mask convert their_mask.pt -o MASK
-    """
+    """  # noqa: D301 - click reads the escape \b
     from sparsity_audit.api.masks import mask_convert
 
     record = mask_convert(path, out, encoding, inverted=inverted)
@@ -120,7 +120,7 @@ def random(like: Path, out: Path, seed: int, base: str | None, *, force: bool, a
     Example:
       sparsity-audit mask random --like MASK --seed 1 -o CONTROL
       sparsity-audit mask random --like MASK --seed 1 --base BASE -o MATCHED
-    """
+    """  # noqa: D301 - click reads the escape \b
     from sparsity_audit.api.masks import mask_random
 
     record = mask_random(like, out, seed=seed, base=base, force=force)

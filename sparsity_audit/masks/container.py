@@ -74,7 +74,6 @@ class MaskWriter:
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._metadata = metadata
         assert len(self._tensors) == len(tensors), "tensor names must be unique"
-        assert set(metadata.aliases.values()) <= self._tensors.keys(), "aliases must stand for tensors"
         self._shards = ShardWriter(
             Path(target),
             [StoredTensor(name=t.name, dtype=DType.U8, shape=packed_shape(t.shape)) for t in tensors],

@@ -120,7 +120,8 @@ class MaskMetadata:
         view: `native`, `served` or `unspecified`.
         base: The base checkpoint, where known.
         tuned: The tuned checkpoint, where known.
-        aliases: Second and further names of tied tensors → the name that holds the bits.
+        aliases: Second and further names of tied tensors → the name that holds the bits; those whose
+            tensor is not in the mask are not written.
         origin: How the mask came about: `{"operation": "diff"}`, or an operation with its inputs.
         tool: Name and version of the writer.
     """

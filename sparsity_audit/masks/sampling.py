@@ -55,7 +55,7 @@ class UniformGrouping:
     def __init__(self, like: MaskReader) -> None:
         self._like = like
 
-    def num_groups(self, name: str) -> int:  # noqa: ARG002 - the same for every tensor
+    def num_groups(self, name: str) -> int:  # noqa: ARG002 - the interface of all groupings
         """One."""
         return 1
 

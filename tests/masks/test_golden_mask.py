@@ -47,9 +47,7 @@ def _bits_by_hand(record: dict) -> bytes:
 
 
 def _write(target: Path) -> None:
-    with MaskWriter(
-        target, _tensors(), _metadata(), max_shard_bytes=_EXPECTED["max_shard_bytes"]
-    ) as writer:
+    with MaskWriter(target, _tensors(), _metadata(), max_shard_bytes=_EXPECTED["max_shard_bytes"]) as writer:
         for record in _EXPECTED["tensors"]:
             selected = np.zeros(int(np.prod(record["shape"])), dtype=np.bool_)
             selected[record["selected"]] = True
@@ -79,7 +77,7 @@ def test_the_safetensors_library_reads_the_golden_shards():
     for path in sorted((_GOLDEN / "mask-v1").glob("*.safetensors")):
         with safe_open(path, "numpy") as shard:
             assert shard.metadata()["polarity"] == "1=updated"
-            for name in shard.keys():  # noqa: SIM118 - not a dict
+            for name in shard.keys():  # noqa: SIM118 - the library's handle is no dict
                 stored = shard.get_tensor(name)
                 assert stored.dtype == np.uint8
                 assert stored.shape == packed_shape(tuple(records[name]["shape"]))
