@@ -3,7 +3,7 @@
 Stands alone: numpy, torch, pytest and the package. On a machine with nothing else installed, from the
 repository's root:
 
-    python -m pytest -c /dev/null --rootdir . -p no:cacheprovider -m gpu tests/gpu
+    python -m pytest -c /dev/null --rootdir . --confcutdir tests/gpu -p no:cacheprovider -m gpu tests/gpu
 """
 
 from __future__ import annotations
