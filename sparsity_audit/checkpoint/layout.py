@@ -1,8 +1,9 @@
 """Which files of a folder make the checkpoint, decided from their names alone.
 
 Contract: pure; the same choice serves a local directory and a Hub repository, so that both read the same
-files. The order is: safetensors index, every `*.safetensors`, `pytorch_model.bin` index, `pytorch_model.bin`,
-other torch files. What trainers leave beside the weights (optimizer, scheduler, arguments) is never chosen.
+files. The order is: safetensors index, `model*.safetensors`, other `*.safetensors`, `pytorch_model.bin`
+index, `pytorch_model.bin` or its shards, other torch files. What trainers leave beside the weights
+(optimizer, scheduler, arguments) is never chosen.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ def choose_layout(names: Iterable[str]) -> Layout | None:
     present = {name for name in names if not name.startswith(".")}
     torch_files = [n for n in present if n.endswith(_TORCH_SUFFIXES) and not _TRAINER_STATE.fullmatch(n)]
     candidates = {
-        "safetensors": _main_family([n for n in present if n.endswith(".safetensors")]),
-        "torch": ["pytorch_model.bin"] if "pytorch_model.bin" in present else torch_files,
+        "safetensors": _main_family([n for n in present if n.endswith(".safetensors")], "model"),
+        "torch": ["pytorch_model.bin"]
+        if "pytorch_model.bin" in present
+        else _main_family(torch_files, "pytorch_model"),
     }
     for kind, files in candidates.items():
         if _INDEXES[kind] in present:
@@ -63,10 +66,9 @@ def abridged(names: Sequence[str], *, limit: int = 4) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _main_family(files: list[str]) -> list[str]:
-    """`model.safetensors` or its shards where there are any: adapters and `consolidated` copies stay out."""
-    main = [n for n in files if _family(n) == "model"]
-    return main or files
+def _main_family(files: list[str], family: str) -> list[str]:
+    """The file or shards of that name where there are any: adapters and `consolidated` copies stay out."""
+    return [n for n in files if _family(n) == family] or files
 
 
 def _family(name: str) -> str:

@@ -114,10 +114,9 @@ def _parse_json(entry: FileEntry, raw: bytes) -> dict[str, Any]:
 
 
 def _spec(entry: FileEntry, *, name: str, record: Any, data_start: int, file: int) -> TensorSpec:
-    if not _is_text(name):
-        raise _corrupt(
-            entry, f"a tensor is named {name[:80]!r}", expected="text that can be encoded as UTF-8"
-        )
+    if not name.isprintable():
+        # Lone surrogates cannot be written anywhere; escape sequences would reach a terminal.
+        raise _corrupt(entry, f"a tensor is named {name[:80]!r}", expected="text without control characters")
     if not isinstance(record, dict) or not {"dtype", "shape", "data_offsets"} <= record.keys():
         raise _corrupt(entry, f"tensor {name!r} lacks dtype, shape or data_offsets")
     dtype = _dtype(entry, name, record["dtype"])
@@ -168,15 +167,6 @@ def _dtype(entry: FileEntry, name: str, text: object) -> DType:
 
 def _is_size_list(value: object) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
-
-
-def _is_text(name: str) -> bool:
-    # JSON can escape lone surrogates, which no terminal or file takes.
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(value: object) -> str:

@@ -43,6 +43,7 @@ def find_state_dict(root: object, *, subject: str) -> StateDict:
         UnsupportedFormatError: No dict of tensors, several, or the state of an optimizer.
         CorruptCheckpointError: A tensor's name is not text.
     """
+    holders = _find_holders(root)
     keys: list[str] = []
     notes: list[str] = []
     node = root
@@ -60,22 +61,20 @@ def find_state_dict(root: object, *, subject: str) -> StateDict:
                 "holds the state of an optimizer, not weights",
                 remedy="name the file or directory with the model's weights",
             )
-        key = _choose(node, subject=subject)
+        key = _choose(node, holders, subject=subject)
         if key is None:
-            return _flat(node, keys=keys, notes=notes, subject=subject)
-        left_out = [str(k)[:40] for k, v in node.items() if k != key and _holds_tensors(v)]
+            return _flat(node, holders, keys=keys, notes=notes, subject=subject)
+        left_out = [_shown(k) for k, v in node.items() if k != key and _holds_tensors(v, holders)]
         if left_out:
-            notes.append(
-                f"{subject}: ignored tensors beside {key!r}, under {', '.join(map(repr, left_out[:8]))}"
-            )
+            notes.append(f"ignored tensors beside {key!r}, under {', '.join(left_out[:8])}")
         keys.append(key)
         node = node[key]
     raise UnsupportedFormatError(subject, f"nests its tensors more than {_MAX_DEPTH} levels deep")
 
 
-def _choose(node: dict[object, object], *, subject: str) -> str | None:
+def _choose(node: dict[object, object], holders: frozenset[int], *, subject: str) -> str | None:
     """The key to descend into, or None when `node` itself is the state dict."""
-    nested = [k for k, v in node.items() if isinstance(k, str) and isinstance(v, dict) and _holds_tensors(v)]
+    nested = [k for k, v in node.items() if isinstance(k, str) and isinstance(v, dict) and id(v) in holders]
     customary = [key for key in nested if key in _CUSTOMARY]
     if not customary and any(isinstance(v, TensorRef | Refused) for v in node.values()):
         return None
@@ -97,7 +96,14 @@ def _choose(node: dict[object, object], *, subject: str) -> str | None:
     return candidates[0]
 
 
-def _flat(node: dict[object, object], *, keys: list[str], notes: list[str], subject: str) -> StateDict:
+def _flat(
+    node: dict[object, object],
+    holders: frozenset[int],
+    *,
+    keys: list[str],
+    notes: list[str],
+    subject: str,
+) -> StateDict:
     tensors: dict[str, TensorRef | Refused] = {}
     others: list[object] = []
     for name, value in node.items():
@@ -107,34 +113,53 @@ def _flat(node: dict[object, object], *, keys: list[str], notes: list[str], subj
         if not isinstance(name, str) or not name.isprintable():
             raise CorruptCheckpointError(
                 subject,
-                f"a tensor is named {name if isinstance(name, int) else _shown(name)}",
-                expected="text",
+                f"a tensor is named {_shown(name)}",
+                expected="text without control characters",
             )
         tensors[name] = value
     if keys:
-        notes.append(f"{subject}: read the state dict under {'.'.join(keys)!r}")
+        notes.append(f"read the state dict under {'.'.join(keys)!r}")
     if others:
-        nested = [_shown(name) for name in others if _holds_tensors(node[name])]
-        text = f"{subject}: ignored {len(others)} entries of the state dict that are not tensors"
+        nested = [_shown(name) for name in others if _holds_tensors(node[name], holders)]
+        text = f"ignored {len(others)} entries of the state dict that are not tensors"
         notes.append(
             text + (f"; tensors nested under {', '.join(nested[:8])} are not compared" if nested else "")
         )
     return StateDict(tensors=tensors, notes=tuple(notes))
 
 
-def _holds_tensors(value: object) -> bool:
-    """Whether tensors lie in `value` within a few levels; optimizer state does not count."""
-    level, seen = [value], set[int]()
-    for _ in range(_MAX_DEPTH):
-        below: list[object] = []
-        for node in level:
-            if isinstance(node, TensorRef | Refused):
-                return True
-            if isinstance(node, dict) and id(node) not in seen and not _is_optimizer(node):
-                seen.add(id(node))
-                below.extend(node.values())
-        level = below
-    return any(isinstance(node, TensorRef | Refused) for node in level)
+def _find_holders(root: object) -> frozenset[int]:
+    """Ids of the containers below `root` that lead to a tensor; the state of an optimizer does not count.
+
+    Linear in the number of references, also where a hostile pickle shares or nests its containers.
+    """
+    parents: dict[int, list[int]] = {id(root): []}
+    pending, holders = [root], list[int]()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            children = [] if _is_optimizer(node) else list(node.values())
+        else:
+            children = list(node) if isinstance(node, list | tuple) else []
+        for child in children:
+            if isinstance(child, TensorRef | Refused):
+                holders.append(id(node))
+            elif isinstance(child, dict | list | tuple):
+                if id(child) not in parents:
+                    parents[id(child)] = []
+                    pending.append(child)
+                parents[id(child)].append(id(node))
+    found: set[int] = set()
+    while holders:
+        holder = holders.pop()
+        if holder not in found:
+            found.add(holder)
+            holders.extend(parents[holder])
+    return frozenset(found)
+
+
+def _holds_tensors(value: object, holders: frozenset[int]) -> bool:
+    return isinstance(value, TensorRef | Refused) or id(value) in holders
 
 
 def _is_optimizer(node: dict[object, object]) -> bool:
@@ -146,4 +171,6 @@ def _kind(node: object) -> str:
 
 
 def _shown(name: object) -> str:
+    if isinstance(name, int):
+        return str(name)
     return repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"

@@ -75,7 +75,9 @@ def read_torch_zip(entry: FileEntry, *, file: int) -> FileContents:
     specs = {name: _spec(archive, name, value) for name, value in found.tensors.items()}
     tensors, aliases = _split_aliases(specs)
     return FileContents(
-        tensors=tensors, aliases=aliases, notes=(*found.notes, *_overlap_notes(entry, tensors))
+        tensors=tensors,
+        aliases=aliases,
+        notes=tuple(f"{entry.name}: {note}" for note in (*found.notes, *_overlap_notes(tensors))),
     )
 
 
@@ -230,7 +232,7 @@ def _split_aliases(specs: Mapping[str, TensorSpec]) -> tuple[dict[str, TensorSpe
     return tensors, aliases
 
 
-def _overlap_notes(entry: FileEntry, tensors: Mapping[str, TensorSpec]) -> list[str]:
+def _overlap_notes(tensors: Mapping[str, TensorSpec]) -> list[str]:
     end, holder, pairs = 0, "", []
     for name, spec in sorted(tensors.items(), key=lambda item: (item[1].extent.start, item[1].extent.stop)):
         if spec.extent.start < end:
@@ -241,7 +243,7 @@ def _overlap_notes(entry: FileEntry, tensors: Mapping[str, TensorSpec]) -> list[
         return []
     left, right = pairs[0]
     more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
-    return [f"{entry.name}: {left!r} and {right!r}{more} share part of a storage; each counts in full"]
+    return [f"{left!r} and {right!r}{more} share part of a storage; each counts in full"]
 
 
 def _corrupt(entry: FileEntry, found: str, *, expected: str | None = None) -> NoReturn:

@@ -84,6 +84,13 @@ def test_the_model_is_preferred_over_consolidated_and_adapter_files(tmp_path):
     assert "ignored adapter_model.safetensors, consolidated.safetensors" in catalogue.notes[0]
 
 
+def test_torch_shards_without_an_index_are_preferred_over_other_torch_files(tmp_path):
+    torch.save(A, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save(B, tmp_path / "pytorch_model-00002-of-00002.bin")
+    torch.save({"lora": torch.ones(1)}, tmp_path / "adapter_model.bin")
+    assert list(open_checkpoint(tmp_path).tensors) == ["a", "b"]
+
+
 def test_hidden_files_are_not_checkpoints(tmp_path):
     save_file(A, tmp_path / "weights.safetensors")
     (tmp_path / "._weights.safetensors").write_bytes(b"\0\5\x16\7")

@@ -234,6 +234,30 @@ def test_an_optimizer_beside_the_model_is_left_out_without_ambiguity(tmp_path):
         open_checkpoint(save(tmp_path / "optimizer.pt", optimizer.state_dict()))
 
 
+def test_tensors_in_lists_and_nested_dicts_beside_the_state_dict_are_named(tmp_path):
+    one = torch.ones(1)
+    catalogue = open_checkpoint(save(tmp_path / "m.pt", {"w": one, "extra": {"deep": [one]}, "list": [one]}))
+    assert list(catalogue.tensors) == ["w"]
+    assert "tensors nested under 'extra', 'list' are not compared" in catalogue.notes[0]
+
+
+def test_a_pickle_that_shares_one_dict_under_many_keys_is_searched_once(tmp_path):
+    count = 20_000
+    big = b"}q\x01(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(count)) + b"u"
+    keys = b"".join(_text(b"%d" % i) + b"h\x01" for i in range(count))
+    path = archive_of(tmp_path / "m.bin", b"\x80\x02" + big + b"0}(" + keys + b"u.")
+    began = time.perf_counter()
+    with pytest.raises(UnsupportedFormatError, match="holds no tensors in its 20000 keys"):
+        open_checkpoint(path)
+    assert time.perf_counter() - began < 20
+
+
+def test_a_dict_that_contains_itself_is_searched_once(tmp_path):
+    path = archive_of(tmp_path / "m.bin", b"\x80\x02}q\x01X\x05\x00\x00\x00modelh\x01s.")
+    with pytest.raises(UnsupportedFormatError, match="holds no tensors"):
+        open_checkpoint(path)
+
+
 def test_two_state_dicts_are_an_error_that_lists_both(tmp_path):
     state = {"w": torch.ones(2)}
     path = save(tmp_path / "m.pt", {"actor": state, "critic": {"v": torch.ones(1)}})
@@ -268,9 +292,7 @@ def test_leaves_that_are_not_tensors_are_counted_in_a_note(tmp_path):
     }
     catalogue = open_checkpoint(save(tmp_path / "m.pt", {"w": torch.ones(2), **extras}, pickle_protocol=4))
     assert list(catalogue.tensors) == ["w"]
-    assert catalogue.notes == (
-        f"{tmp_path / 'm.pt'}: ignored {len(extras)} entries of the state dict that are not tensors",
-    )
+    assert catalogue.notes == (f"m.pt: ignored {len(extras)} entries of the state dict that are not tensors",)
 
 
 @pytest.mark.parametrize(
