@@ -21,8 +21,14 @@ __all__ = [
     "ATOL",
     "BITWISE",
     "CHUNK",
+    "COLUMN",
     "COLUMN_STRIDE",
+    "FIRST_COLUMN",
+    "NEGATIVE_ZEROS",
     "OPTIONS",
+    "ROW",
+    "ROWS_HELD",
+    "WIDTH",
     "REL",
     "ULP",
     "VALUE",
@@ -48,6 +54,7 @@ CHUNK: Final = 2048
 COLUMN_STRIDE: Final = 256
 """Cells of one stratum in the working table; the last one collects equal codes."""
 BITWISE, VALUE, ATOL, REL, ULP = range(5)
+ROWS_HELD, FIRST_COLUMN, WIDTH, NEGATIVE_ZEROS, ROW, COLUMN = range(6)
 _SAME, _ORDINARY, _SPECIAL = 0, 1, 2
 _NO_COLUMN: Final = COLUMN_STRIDE - 1
 _LARGEST_VECTOR_FIELD: Final = 2044
@@ -112,8 +119,8 @@ class Buffers(NamedTuple):
         value_words: the same for `value`.
         pad_a: codes[64], the end of a row, zero-padded.
         pad_b: codes[64].
-        list_a: codes[2 · CHUNK], collected entries.
-        list_b: codes[2 · CHUNK].
+        list_a: codes[16 · CHUNK], collected entries.
+        list_b: codes[16 · CHUNK].
         codes_a: `list_a`, read-only, so that compiled functions see one array type.
         codes_b: the same for `list_b`.
         values_a: `codes_a` as floats where the dtype is wider than 16 bits, else the codes.
@@ -123,7 +130,8 @@ class Buffers(NamedTuple):
         joint: uint32[18 · 2¹⁵], the joint table of 16-bit codes.
         columns: uint8[…], changed entries per column of the last `state[0]` rows.
         ignored: int64[2, 5], where special classes go that nobody asked for.
-        state: int64[4]: rows in `columns`, their first column, their width, base −0 entries.
+        state: int64[6]: rows held in `columns`, their first column, their width, base −0 entries, and the
+            row and column where `joint_rows` goes on.
     """
 
     x: np.ndarray
@@ -443,8 +451,8 @@ def fold_strata(buffers, target):
         if slot >= 0:
             target.specials[0, slot] += count
             target.specials[1, slot] += count
-    negative_zeros = buffers.state[3]
-    buffers.state[3] = 0
+    negative_zeros = buffers.state[NEGATIVE_ZEROS]
+    buffers.state[NEGATIVE_ZEROS] = 0
     for side in range(2):
         target.specials[side, 2] -= negative_zeros
         target.specials[side, 3] += negative_zeros

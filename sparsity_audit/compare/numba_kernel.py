@@ -166,31 +166,65 @@ def _run(
     origin: tuple[int, int],
     bits: np.ndarray | None,
 ) -> None:
-    spec, (rows, cols) = acc.spec, base.shape
-    full = spec.level == "full"
+    rules, full = scratch.rules, acc.spec.level == "full"
     if full:
-        _prepare_columns(scratch, origin[1], cols)
+        _prepare_columns(scratch, origin[1], base.shape[1])
     a, b = _read_only(base.reshape(-1)), _read_only(tuned.reshape(-1))
-    values = (a, b)
-    if spec.dtype.itemsize > 2:
-        values = (a.view(f"f{spec.dtype.itemsize}"), b.view(f"f{spec.dtype.itemsize}"))
     packed = np.zeros(0, dtype=np.uint8) if bits is None else bits.reshape(-1)
-    block = (a, b, *values, rows, cols, origin[0], packed, bits is not None)
-    rest = (scratch.layout, scratch.rules, scratch.target, scratch.buffers)
-    if full and spec.dtype.itemsize == 2:
-        rows_module.joint_rows(*block, *rest)
+    mask_rule = int(rules.kinds[rules.mask])
+    if full and acc.spec.dtype.itemsize == 2:
+        _run_joint(a, b, base.shape, origin[0], packed, bits is not None, scratch)
+        if mask_rule > generic.VALUE:
+            only_mask = scratch.target._replace(changed=np.zeros_like(acc.changed))
+            _run_generic(
+                a, b, base.shape, origin[0], packed, bits is not None, True, False, scratch, only_mask
+            )
+    elif full or max(rules.kinds) > generic.VALUE:
+        _run_generic(
+            a, b, base.shape, origin[0], packed, bits is not None, full, full, scratch, scratch.target
+        )
     else:
-        rows_module.count_rows(*block, full, spec.shrink is not None, *rest)
+        buffers = scratch.buffers
+        rows_module.word_rows(
+            a, b, *base.shape, packed, bits is not None, mask_rule == generic.VALUE,
+            scratch.layout, buffers.pad_a, buffers.pad_b, acc.changed,
+        )  # fmt: skip
+
+
+def _run_generic(a, b, shape, first_row, bits, want_bits, want_axes, full, scratch, target):
+    values = (a, b)
+    if a.itemsize > 2:
+        values = (a.view(f"f{a.itemsize}"), b.view(f"f{a.itemsize}"))
+    rows_module.count_rows(
+        a, b, *values, *shape, first_row, bits, want_bits, want_axes, full,
+        scratch.layout, scratch.rules, target, scratch.buffers,
+    )  # fmt: skip
+
+
+def _run_joint(a, b, shape, first_row, bits, want_bits, scratch):
+    buffers, target, rules = scratch.buffers, scratch.target, scratch.rules
+    mask_rule = int(rules.kinds[rules.mask])
+    by_words = mask_rule <= generic.VALUE
+    buffers.state[generic.ROW] = buffers.state[generic.COLUMN] = 0
+    while buffers.state[generic.ROW] < shape[0]:
+        listed = rows_module.joint_rows(
+            a, b, *shape, first_row, bits, want_bits and by_words, by_words, mask_rule == generic.VALUE,
+            scratch.layout, target.changed, target.rows, target.cols, buffers.joint, buffers.places,
+            buffers.pad_a, buffers.pad_b, buffers.list_a, buffers.list_b, buffers.columns, buffers.state,
+        )  # fmt: skip
+        if listed:
+            rows_module.account_listed(listed, scratch.layout, rules, target, buffers)
 
 
 def _fold(acc: Accumulator, scratch: _Scratch) -> None:
     if acc.spec.level != "full":
         return
-    rows_module.flush_columns(scratch.target, scratch.buffers)
+    target, buffers = scratch.target, scratch.buffers
+    rows_module.flush_columns(buffers.columns, target.cols, buffers.state)
     if acc.spec.dtype.itemsize == 2:
-        rows_module.fold_joint(scratch.layout, scratch.rules, scratch.target, scratch.buffers)
-    generic.fold_cells(scratch.buffers, scratch.target)
-    generic.fold_strata(scratch.buffers, scratch.target)
+        rows_module.fold_joint(scratch.layout, scratch.rules, target, buffers)
+    generic.fold_cells(buffers, target)
+    generic.fold_strata(buffers, target)
     scratch.entries = 0
 
 
@@ -198,12 +232,14 @@ def _prepare_columns(scratch: _Scratch, first_col: int, cols: int) -> None:
     """Make the byte counters those of columns first_col, …; counts of other columns are flushed."""
     buffers = scratch.buffers
     state = buffers.state
-    if state[0] and (state[1] != first_col or state[2] != cols):
-        rows_module.flush_columns(scratch.target, buffers)
+    if state[generic.ROWS_HELD] and (
+        state[generic.FIRST_COLUMN] != first_col or state[generic.WIDTH] != cols
+    ):
+        rows_module.flush_columns(buffers.columns, scratch.target.cols, state)
     if len(buffers.columns) < cols + 64:
-        assert not state[0]
+        assert not state[generic.ROWS_HELD]
         scratch.buffers = buffers._replace(columns=np.zeros(cols + 64, dtype=np.uint8))
-    state[1], state[2] = first_col, cols
+    state[generic.FIRST_COLUMN], state[generic.WIDTH] = first_col, cols
 
 
 def _layout(dtype: DType) -> Layout:
@@ -255,7 +291,7 @@ def _new_buffers(dtype: DType, *, full: bool) -> Buffers:
     floats = {4: np.float32, 8: np.float64}.get(dtype.itemsize)
     strata = 2 * dtype.layout.num_exponents if full else 0
     ways = 4 if dtype is DType.F32 else 1
-    listed = np.zeros((2, 2 * CHUNK), dtype=code)
+    listed = np.zeros((2, 16 * CHUNK), dtype=code)
     codes = _read_only(listed)
     values = codes if floats is None else codes.view(floats)
     work = np.zeros((5, CHUNK), dtype=np.float64)
@@ -287,7 +323,7 @@ def _new_buffers(dtype: DType, *, full: bool) -> Buffers:
         joint=np.zeros(joint, dtype=np.uint32),
         columns=np.zeros(64, dtype=np.uint8),
         ignored=np.zeros((2, 5), dtype=np.int64),
-        state=np.zeros(4, dtype=np.int64),
+        state=np.zeros(6, dtype=np.int64),
     )
 
 

@@ -16,13 +16,17 @@ from sparsity_audit.compare.numba_generic import (
     OPTIONS,
     REL,
     ULP,
+    FIRST_COLUMN,
+    NEGATIVE_ZEROS,
+    ROW,
+    COLUMN,
+    ROWS_HELD,
+    WIDTH,
     VALUE,
     account,
     add_slot,
     count_base,
     count_decay,
-    decode,
-    judge,
     verdicts,
 )
 from sparsity_audit.compare.numba_simd import (
@@ -34,17 +38,32 @@ from sparsity_audit.compare.numba_simd import (
     joint_words,
     lowest_bit,
     nonzero_word,
+    prefetch,
     store_word,
 )
 from sparsity_audit.stats.strata import IN, OUT
 
-__all__ = ["JOINT_CODES", "JOINT_PLANES", "count_rows", "flush_columns", "fold_joint", "joint_rows"]
+__all__ = [
+    "JOINT_CODES",
+    "JOINT_PLANES",
+    "account_listed",
+    "count_rows",
+    "flush_columns",
+    "fold_joint",
+    "joint_rows",
+    "word_rows",
+]
 
 JOINT_CODES = 1 << 15
 JOINT_PLANES = 18
 _RADIUS = 8
 _FAR_PLANE = 17
 _MAX_ROWS_PER_BYTE = 255
+_EQUAL_ZEROS = _RADIUS * JOINT_CODES
+# Places are counted some groups after they were written: a scalar load right behind the vector store that
+# it reads from waits for it, and this way vector and scalar work overlap.
+_LAG = 8
+_RING_MASK = 15
 
 
 @njit(**OPTIONS)
@@ -63,6 +82,8 @@ def _words_of_chunk(a, b, start, n, layout, buffers):
     bitwise = value = np.int64(0)
     full = n >> 6
     for k in range(full):
+        prefetch(a, start + (k << 6) + CHUNK)
+        prefetch(b, start + (k << 6) + CHUNK)
         differ, as_numbers = differing_words(a, b, start + (k << 6), mask, nan)
         bit_words[k], value_words[k] = differ, as_numbers
         bitwise += count_ones(differ)
@@ -100,12 +121,18 @@ def _verdict_words(n, verdict, words):
 
 
 @njit(**OPTIONS)
+def _write_bytes(word, n, bits, offset):
+    for byte in range((n + 7) >> 3):
+        bits[offset + byte] = np.uint8((word >> np.uint64(byte << 3)) & np.uint64(255))
+
+
+@njit(**OPTIONS)
 def _write_bits(words, n, bits, offset):
     full = n >> 6
     for k in range(full):
         store_word(bits, offset + (k << 3), words[k])
-    for byte in range(((n & 63) + 7) >> 3):
-        bits[offset + (full << 3) + byte] = np.uint8((words[full] >> np.uint64(byte << 3)) & np.uint64(255))
+    if n & 63:
+        _write_bytes(words[full], n & 63, bits, offset + (full << 3))
 
 
 @njit(**OPTIONS)
@@ -119,21 +146,21 @@ def _count_axes(words, n, column, row, target, columns):
 
 
 @njit(**OPTIONS)
-def flush_columns(target, buffers):
+def flush_columns(columns, cols, state):
     """Add the byte counters of the last rows to the column counts."""
-    columns, state = buffers.columns, buffers.state
-    first, width = state[1], state[2]
+    first, width = state[FIRST_COLUMN], state[WIDTH]
     for i in range(width):
-        target.cols[first + i] += columns[i]
-    columns[:width] = 0
-    state[0] = 0
+        cols[first + i] += columns[i]
+    for i in range(width):
+        columns[i] = 0
+    state[ROWS_HELD] = 0
 
 
 @njit(**OPTIONS)
-def _begin_row(target, buffers):
-    if buffers.state[0] == _MAX_ROWS_PER_BYTE:
-        flush_columns(target, buffers)
-    buffers.state[0] += 1
+def _begin_row(columns, cols, state):
+    if state[ROWS_HELD] == _MAX_ROWS_PER_BYTE:
+        flush_columns(columns, cols, state)
+    state[ROWS_HELD] += 1
 
 
 @njit(**OPTIONS)
@@ -150,145 +177,171 @@ def _collect(a, b, start, words, n, list_a, list_b):
 
 
 @njit(**OPTIONS)
-def _judge_mask(a, b, values_a, values_b, start, n, layout, rules, buffers):
-    """Verdict words of a mask criterion that is neither `bitwise` nor `value`; returns its count."""
-    x, y, delta = buffers.x, buffers.y, buffers.delta
-    decode(values_a, start, n, layout.mantissa_bits, x)
-    decode(values_b, start, n, layout.mantissa_bits, y)
-    judge(a, b, start, n, layout, buffers, buffers.ignored)
-    for i in range(n):
-        delta[i] = abs(y[i] - x[i])
-    mask = rules.mask
-    verdicts(rules.kinds[mask], rules.parameters[mask], rules.limits[mask], n, buffers)
-    _verdict_words(n, buffers.verdict, buffers.bit_words)
-
-
-@njit(**OPTIONS)
 def count_rows(
-    a,
-    b,
-    values_a,
-    values_b,
-    rows,
-    cols,
-    first_row,
-    bits,
-    want_bits,
-    full,
-    has_shrink,
-    layout,
-    rules,
-    target,
+    a, b, values_a, values_b, rows, cols, first_row, bits, want_bits, want_axes, full, layout, rules, target,
     buffers,
-):
-    """Count a block of rows × cols codes; `bits` is the flat packed mask, or anything."""
+):  # fmt: skip
+    """Count a block chunk by chunk: whole chunks where more than half of them changed, else what changed.
+
+    `full` adds every statistic, `want_axes` row and column counts; criteria and bits come always.
+    """
     mask_rule = rules.kinds[rules.mask]
-    general = False
-    for k in range(len(rules.kinds)):
-        general = general or rules.kinds[k] > VALUE
     row_bytes = (cols + 7) >> 3
     for row in range(rows):
-        if full:
-            _begin_row(target, buffers)
+        if want_axes:
+            _begin_row(buffers.columns, target.cols, buffers.state)
         for column in range(0, cols, CHUNK):
             start, n = row * cols + column, min(CHUNK, cols - column)
             bitwise, value = _words_of_chunk(a, b, start, n, layout, buffers)
             target.changed[0] += bitwise
             target.changed[1] += value
-            words = buffers.bit_words if mask_rule == BITWISE else buffers.value_words
             if full:
-                buffers.state[3] += _negative_zeros(a, start, n, layout, buffers)
+                buffers.state[NEGATIVE_ZEROS] += _negative_zeros(a, start, n, layout, buffers)
                 count_base(a, values_a, start, n, layout, target, buffers)
-            if bitwise and (full or (general and value)):
+            if value or (bitwise and full):
+                codes_a, codes_b, first, listed = a, b, start, n
+                floats_a, floats_b = values_a, values_b
                 if mask_rule <= VALUE and 2 * bitwise <= n:
                     listed = _collect(a, b, start, buffers.bit_words, n, buffers.list_a, buffers.list_b)
-                    account(
-                        buffers.codes_a, buffers.codes_b, buffers.values_a, buffers.values_b, 0, listed,
-                        layout, rules, target, buffers, full,
-                    )  # fmt: skip
-                    if has_shrink:
-                        count_decay(
-                            buffers.codes_b, 0, listed, first_row + row, layout, rules, target, buffers
-                        )
-                else:
-                    account(a, b, values_a, values_b, start, n, layout, rules, target, buffers, full)
-                    if has_shrink:
-                        count_decay(b, start, n, first_row + row, layout, rules, target, buffers)
-                    if mask_rule > VALUE:
-                        mask = rules.mask
-                        verdicts(mask_rule, rules.parameters[mask], rules.limits[mask], n, buffers)
-                        _verdict_words(n, buffers.verdict, buffers.value_words)
+                    codes_a, codes_b, first = buffers.codes_a, buffers.codes_b, 0
+                    floats_a, floats_b = buffers.values_a, buffers.values_b
+                account(
+                    codes_a, codes_b, floats_a, floats_b, first, listed, layout, rules, target, buffers, full
+                )
+                if full and rules.shrink > 0:
+                    count_decay(codes_b, first, listed, first_row + row, layout, rules, target, buffers)
+                if mask_rule > VALUE:
+                    mask = rules.mask
+                    verdicts(mask_rule, rules.parameters[mask], rules.limits[mask], n, buffers)
+                    _verdict_words(n, buffers.verdict, buffers.value_words)
+            words = buffers.bit_words if mask_rule == BITWISE else buffers.value_words
             if want_bits:
                 _write_bits(words, n, bits, row * row_bytes + (column >> 3))
-            if full and bitwise:
+            if want_axes and bitwise:
                 _count_axes(words, n, column, first_row + row, target, buffers.columns)
+
+
+@njit(**OPTIONS)
+def word_rows(a, b, rows, cols, bits, want_bits, use_value, layout, pad_a, pad_b, changed):
+    """Count a block under `bitwise` and `value` and write its mask bits: nothing else is asked."""
+    mask, nan = layout.magnitude_mask, layout.first_nan
+    row_bytes = (cols + 7) >> 3
+    bitwise = value = np.int64(0)
+    for row in range(rows):
+        start = row * cols
+        for column in range(0, cols - 63, 64):
+            prefetch(a, start + column + CHUNK)
+            prefetch(b, start + column + CHUNK)
+            differ, as_numbers = differing_words(a, b, start + column, mask, nan)
+            bitwise += count_ones(differ)
+            value += count_ones(as_numbers)
+            if want_bits:
+                store_word(bits, row * row_bytes + (column >> 3), as_numbers if use_value else differ)
+        rest = cols & 63
+        if rest:
+            column = cols - rest
+            _pad(a, start + column, rest, pad_a)
+            _pad(b, start + column, rest, pad_b)
+            differ, as_numbers = differing_words(pad_a, pad_b, 0, mask, nan)
+            bitwise += count_ones(differ)
+            value += count_ones(as_numbers)
+            if want_bits:
+                word = as_numbers if use_value else differ
+                _write_bytes(word, rest, bits, row * row_bytes + (column >> 3))
+    changed[0] += bitwise
+    changed[1] += value
+
+
+@njit(**OPTIONS)
+def _count_group(joint, places, group):
+    first = (group & _RING_MASK) << 6
+    for i in range(first, first + 64):
+        joint[places[np.uint64(i)]] += np.uint32(1)
 
 
 @njit(**OPTIONS)
 def joint_rows(
-    a, b, values_a, values_b, rows, cols, first_row, bits, want_bits, layout, rules, target, buffers
-):
-    """Count a block of 16-bit float codes through the joint table."""
-    mask_rule = rules.kinds[rules.mask]
+    a, b, rows, cols, first_row, bits, want_bits, want_axes, use_value, layout, changed, row_counts, col_counts,
+    joint, places, pad_a, pad_b, list_a, list_b, columns, state,
+):  # fmt: skip
+    """Count a block of 16-bit float codes through the joint table, from the row and column in `state` on.
+
+    Far pairs go to the lists. Returns how many those hold: at the end of the block, or when they are full
+    and have to be accounted before the next call goes on.
+    """
     row_bytes = (cols + 7) >> 3
-    joint, places = buffers.joint, buffers.places
-    listed = np.int64(0)
-    for row in range(rows):
-        _begin_row(target, buffers)
-        for column in range(0, cols, CHUNK):
-            start, n = row * cols + column, min(CHUNK, cols - column)
-            bitwise, value, listed = _joint_chunk(a, b, start, n, listed, layout, buffers)
-            if listed > CHUNK:
-                listed -= CHUNK
-                _account_listed(listed, CHUNK, layout, rules, target, buffers)
-            for i in range(n):
-                joint[places[i]] += np.uint32(1)
-            target.changed[0] += bitwise
-            target.changed[1] += value
-            words = buffers.bit_words if mask_rule != VALUE else buffers.value_words
-            if mask_rule > VALUE and bitwise:
-                _judge_mask(a, b, values_a, values_b, start, n, layout, rules, buffers)
-            if want_bits:
-                _write_bits(words, n, bits, row * row_bytes + (column >> 3))
-            if bitwise:
-                _count_axes(words, n, column, first_row + row, target, buffers.columns)
-    if listed:
-        _account_listed(0, listed, layout, rules, target, buffers)
+    row, column = state[ROW], state[COLUMN]
+    listed = group = padding = np.int64(0)
+    while row < rows:
+        if want_axes and column == 0:
+            _begin_row(columns, col_counts, state)
+        while column < cols:
+            if listed > len(list_a) - CHUNK:
+                break
+            stop = min(column + CHUNK, cols)
+            bitwise = value = in_mask = zeros = np.int64(0)
+            while column < stop:
+                n = min(64, stop - column)
+                first = row * cols + column
+                if n == 64:
+                    prefetch(a, first + CHUNK)
+                    prefetch(b, first + CHUNK)
+                    differ, as_numbers, far = joint_words(
+                        a, b, first, layout.infinity, places, (group & _RING_MASK) << 6
+                    )
+                    zeros += count_ones(equal_word(a, first, layout.negative_zero))
+                else:
+                    _pad(a, first, n, pad_a)
+                    _pad(b, first, n, pad_b)
+                    differ, as_numbers, far = joint_words(
+                        pad_a, pad_b, 0, layout.infinity, places, (group & _RING_MASK) << 6
+                    )
+                    zeros += count_ones(equal_word(pad_a, 0, layout.negative_zero))
+                bitwise += count_ones(differ)
+                value += count_ones(as_numbers)
+                while far:
+                    i = first + np.int64(lowest_bit(far))
+                    list_a[listed], list_b[listed] = a[i], b[i]
+                    listed += 1
+                    far &= far - np.uint64(1)
+                word = as_numbers if use_value else differ
+                if want_bits:
+                    if n == 64:
+                        store_word(bits, row * row_bytes + (column >> 3), word)
+                    else:
+                        _write_bytes(word, n, bits, row * row_bytes + (column >> 3))
+                if want_axes and word:
+                    in_mask += count_ones(word)
+                    add_bits(columns, column, word)
+                column += n
+                padding += 64 - n
+                group += 1
+                if group >= _LAG:
+                    _count_group(joint, places, group - _LAG)
+            changed[0] += bitwise
+            changed[1] += value
+            state[NEGATIVE_ZEROS] += zeros
+            if want_axes:
+                row_counts[first_row + row] += in_mask
+        if column < cols:
+            break
+        column = 0
+        row += 1
+    for waiting in range(max(0, group - _LAG + 1), group):
+        _count_group(joint, places, waiting)
+    joint[_EQUAL_ZEROS] -= np.uint32(padding)
+    state[ROW], state[COLUMN] = row, column
+    return listed
 
 
 @njit(**OPTIONS)
-def _account_listed(start, n, layout, rules, target, buffers):
-    account(
-        buffers.codes_a, buffers.codes_b, buffers.values_a, buffers.values_b, start, n,
-        layout, rules, target, buffers, True,
-    )  # fmt: skip
-
-
-@njit(**OPTIONS)
-def _joint_chunk(a, b, start, n, listed, layout, buffers):
-    bit_words, value_words, places = buffers.bit_words, buffers.value_words, buffers.places
-    infinity, negative_zero = layout.infinity, layout.negative_zero
-    bitwise = value = zeros = np.int64(0)
-    for k in range((n + 63) >> 6):
-        first = start + (k << 6)
-        if n - (k << 6) < 64:
-            _pad(a, first, n & 63, buffers.pad_a)
-            _pad(b, first, n & 63, buffers.pad_b)
-            differ, as_numbers, far = joint_words(buffers.pad_a, buffers.pad_b, 0, infinity, places, k << 6)
-            zeros += count_ones(equal_word(buffers.pad_a, 0, negative_zero))
-        else:
-            differ, as_numbers, far = joint_words(a, b, first, infinity, places, k << 6)
-            zeros += count_ones(equal_word(a, first, negative_zero))
-        bit_words[k], value_words[k] = differ, as_numbers
-        bitwise += count_ones(differ)
-        value += count_ones(as_numbers)
-        while far:
-            i = first + np.int64(lowest_bit(far))
-            buffers.list_a[listed], buffers.list_b[listed] = a[i], b[i]
-            listed += 1
-            far &= far - np.uint64(1)
-    buffers.state[3] += zeros
-    return bitwise, value, listed
+def account_listed(listed, layout, rules, target, buffers):
+    """Account the far pairs that `joint_rows` listed."""
+    for start in range(0, listed, CHUNK):
+        account(
+            buffers.codes_a, buffers.codes_b, buffers.values_a, buffers.values_b, start,
+            min(CHUNK, listed - start), layout, rules, target, buffers, True,
+        )  # fmt: skip
 
 
 @njit(**OPTIONS)

@@ -25,6 +25,7 @@ __all__ = [
     "joint_words",
     "lowest_bit",
     "nonzero_word",
+    "prefetch",
     "store_word",
 ]
 
@@ -157,6 +158,25 @@ def nonzero_word(typing_context: Any, array: Any, index: Any) -> Any:
         return _word(builder, builder.icmp_unsigned("!=", values, _constant(values.type.element, 0)))
 
     return types.uint64(array, types.intp), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache lines of array[index:index+64]; the place may lie beyond the end."""
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array_type, wide = signature.args[0], ir.IntType(32)
+        first = arrayobj.make_array(array_type)(context, builder, args[0]).data
+        first = builder.bitcast(builder.gep(first, [args[1]]), ir.IntType(8).as_pointer())
+        flags = [ir.Constant(wide, flag) for flag in (0, 3, 1)]
+        kind = ir.FunctionType(ir.VoidType(), [first.type, wide, wide, wide])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [first.type], kind)
+        for line in range(array_type.dtype.bitwidth // 8):
+            builder.call(function, [builder.gep(first, [ir.Constant(wide, 64 * line)]), *flags])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @intrinsic
