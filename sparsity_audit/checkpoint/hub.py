@@ -38,6 +38,8 @@ _CONFIG = "config.json"
 _DEFAULT_BRANCH = "main"
 _MAX_INDEX_BYTES = 50_000_000
 _WAITS_S = (0.5, 1.5)
+"""Seconds before the second and the third attempt."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -200,7 +202,7 @@ def _download(api: HfApi, pinned: HubReference, name: str, *, num_bytes: int) ->
             lambda: api.hf_hub_download(pinned.repo_id, file, revision=pinned.revision),
             pinned,
             file=file,
-            waits_s=_WAITS_S[:1],
+            attempts=2,
         )
     )
     found = path.stat().st_size
@@ -219,11 +221,11 @@ def _with_retries(
     reference: HubReference,
     *,
     file: str | None = None,
-    waits_s: tuple[float, ...] = _WAITS_S,
+    attempts: int = 3,
 ) -> T:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    for wait_s in (*waits_s, None):
+    for wait_s in (*_WAITS_S[: attempts - 1], None):
         try:
             return call()
         except OfflineModeIsEnabled:

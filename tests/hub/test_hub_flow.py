@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hub_server import safetensors_bytes, sharded_files
+
+from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.errors import CheckpointNotFoundError
 
 ONE = {
     "config.json": b'{"model_type": "tiny"}',
@@ -208,3 +212,9 @@ def test_local_checkpoints_never_import_the_hub_library(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+def test_a_path_object_is_never_looked_up_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointNotFoundError, match="no such file or directory"):
+        open_checkpoint(Path("org/model"))
