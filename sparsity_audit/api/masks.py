@@ -8,6 +8,7 @@ means "not updated", not "remove", and nothing here offers it as one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -202,7 +203,7 @@ def mask_info(path: str | Path) -> MaskInfo:
 
 
 def mask_ops(
-    op: MaskOp, paths: list[str | Path], out: str | Path, *, k: int | None = None, force: bool = False
+    op: MaskOp, paths: Sequence[str | Path], out: str | Path, *, k: int | None = None, force: bool = False
 ) -> MaskOperation:
     """Combine masks into a new one at `out`.
 

@@ -135,9 +135,7 @@ def _differences(operands: Sequence[Operand]) -> tuple[list[MaskError], tuple[Le
                 found = f"shapes {list(a.shape)} and {list(b.shape)}"
                 left_out.setdefault(name, found)
                 problems.append(_problem(tensor, found, "the same shape"))
-            elif _different_bases(a, b):
-                found = f"base fingerprints {a.fingerprints[0]:016x} and {b.fingerprints[0]:016x}"
-                problems.append(_problem(tensor, found, "masks made from the same base"))
+    problems += _different_bases(operands)
     return problems, tuple(LeftOut(name=name, reason=left_out[name]) for name in sorted(left_out))
 
 
@@ -145,10 +143,21 @@ def _problem(subject: str, found: str, expected: str) -> MaskError:
     return MaskError(subject, found, expected=expected, remedy="--force combines them all the same")
 
 
-def _different_bases(a: MaskTensor, b: MaskTensor) -> bool:
+def _different_bases(operands: Sequence[Operand]) -> list[MaskError]:
+    problems: list[MaskError] = []
     # A fingerprint speaks of the compared slices, so it only tells where those are the same.
-    known = a.compared == b.compared and a.fingerprints[0] and b.fingerprints[0]
-    return bool(known) and a.fingerprints[0] != b.fingerprints[0]
+    known: dict[tuple[str, object], tuple[str, int]] = {}
+    for operand in operands:
+        for name, tensor in operand.source.tensors.items():
+            mine = tensor.fingerprints[0]
+            if mine == 0:
+                continue
+            path, other = known.setdefault((name, tensor.compared), (operand.path, mine))
+            if mine != other:
+                subject = f"{path} and {operand.path}: tensor {name!r}"
+                found = f"base fingerprints {other:016x} and {mine:016x}"
+                problems.append(_problem(subject, found, "masks made from the same base"))
+    return problems
 
 
 def _joined(tensors: Sequence[MaskTensor]) -> MaskTensor:

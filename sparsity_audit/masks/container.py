@@ -351,7 +351,7 @@ class MaskReader:
 
         Raises:
             MaskError: Bits are set in the tail or outside the compared rows.
-            ChangedInputError: The file ends early.
+            ChangedInputError: The file is not the one that was opened.
         """
         rows, cols = rows_columns(self.tensors[name].shape)
         stop = rows if row_stop is None else row_stop
@@ -370,6 +370,7 @@ class MaskReader:
             self._files[spec.file] = LocalFile(self.catalogue.files[spec.file])
         bits = np.empty(block.shape, dtype=np.uint8)
         self._files[spec.file].read_into(bits.reshape(-1).data, spec.extent.start + block.offset)
+        self.catalogue.files[spec.file].verify_unchanged()
         subject = f"{self.catalogue.files[spec.file].path}: tensor {name!r}"
         if has_stray_tail(bits, block):
             raise MaskError(

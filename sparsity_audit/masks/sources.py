@@ -16,6 +16,7 @@ import numpy as np
 
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.reading import read_entries
+from sparsity_audit.checkpoint.safetensors_io import MAX_HEADER_BYTES
 from sparsity_audit.checkpoint.store import Catalogue, LocalFile
 from sparsity_audit.errors import (
     CheckpointNotFoundError,
@@ -116,6 +117,7 @@ class _FileSource:
         values = np.empty(count, dtype=f"<{'i' if spec.dtype.kind == 'int' else 'u'}{spec.dtype.itemsize}")
         if count:
             read_entries(self._open[spec.file], spec, first, values.view(np.uint8).data)
+            self._files[spec.file].verify_unchanged()
         return values
 
     def _subject(self, name: str) -> str:
@@ -208,6 +210,10 @@ def _outside(subject: str, tensor: MaskTensor) -> MaskError:
 
 def _open_pt(folder: Path) -> StoredMask:
     path = folder / PT_METADATA_NAME
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise MaskError(
+            str(path), f"{path.stat().st_size} bytes long", expected=f"at most {MAX_HEADER_BYTES}"
+        )
     try:
         strings = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -243,7 +249,7 @@ def _all_names(stored: Catalogue) -> dict[str, str]:
 
 def _open_stored(path: str | Path) -> Catalogue:
     try:
-        return open_checkpoint(path)
+        return open_checkpoint(Path(path))  # a Path is never taken for a Hub reference
     except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedFormatError) as error:
         raise MaskError(error.subject, error.found, expected=error.expected, remedy=error.remedy) from error
 

@@ -183,6 +183,17 @@ def test_masks_that_do_not_belong_together_are_refused_with_both_sides(tmp_path,
     assert not kept & lost
 
 
+def test_every_two_masks_are_checked_for_the_same_base_not_only_the_first(tmp_path):
+    metadata = MaskMetadata(criterion="value", view="native")
+    paths = [
+        _write(tmp_path / f"m{i}", [MaskTensor.whole("w", (3,), fingerprints=(i, 0))], metadata)
+        for i in range(3)
+    ]
+    mask_ops("and", paths[:2], tmp_path / "unknown-is-no-contradiction")
+    with pytest.raises(MaskError, match=r"m1 and .*m2: tensor 'w': base fingerprints"):
+        mask_ops("and", paths, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("op", "count", "k", "message"),
     [

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsity_audit.errors import MaskError, OutputError
+from sparsity_audit.errors import ChangedInputError, MaskError, OutputError
 from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
@@ -394,6 +394,15 @@ def test_bits_outside_the_compared_rows_are_refused_when_read(tmp_path):
         pytest.raises(MaskError, match=r"'a.weight'.*outside the compared rows"),
     ):
         reader.read_packed("a.weight")
+
+
+def test_a_mask_that_changes_while_it_is_read_is_refused(tmp_path):
+    _make(tmp_path / "m")
+    with MaskReader(open_mask(tmp_path / "m")) as reader:
+        reader.read_packed("a.weight")
+        os.utime(tmp_path / "m" / _SHARD, (1, 1))
+        with pytest.raises(ChangedInputError, match=_SHARD):
+            reader.read_packed("a.weight")
 
 
 @pytest.mark.parametrize(
