@@ -175,10 +175,8 @@ class DeviceKernel:
             bits = torch.zeros((rows, (cols + 7) // 8), dtype=torch.uint8, device=self.device)
         limit = _PIECE_BYTES[self.device.type] // acc.spec.dtype.itemsize
         for piece in _pieces(rows, cols, limit):
-            changed = self._compare_piece(
-                base[piece], tuned[piece], acc.spec, counts,
-                first_row=first_row + piece[0].start, first_col=first_col + piece[1].start,
-            )  # fmt: skip
+            row, col = first_row + piece[0].start, first_col + piece[1].start
+            changed = self._compare_piece(base[piece], tuned[piece], acc.spec, counts, row=row, col=col)
             if bits is not None:
                 bits[piece[0], piece[1].start // 8 : (piece[1].stop + 7) // 8] = _packed(changed)
         return bits
@@ -202,8 +200,8 @@ class DeviceKernel:
         spec: KernelSpec,
         counts: DeviceCounts,
         *,
-        first_row: int,
-        first_col: int,
+        row: int,
+        col: int,
     ) -> torch.Tensor:
         """Count a piece; returns bool (rows, cols): changed under the mask criterion."""
         changed = base != tuned
@@ -212,12 +210,12 @@ class DeviceKernel:
         flat = torch.nonzero(changed.view(-1)).squeeze(1)
         if len(flat):
             a, b = unsigned(base.reshape(-1)[flat]), unsigned(tuned.reshape(-1)[flat])
-            in_mask = self._add_changed(a, b, flat // base.shape[1] + first_row, spec, counts)
-            changed.view(-1)[flat] = in_mask
+            rows_of = flat // base.shape[1] + row if spec.shrink is not None else None
+            changed.view(-1)[flat] = self._add_changed(a, b, rows_of, spec, counts)
         if spec.level == "full":
             rows, cols = changed.shape
-            counts.rows[first_row : first_row + rows] += changed.sum(dim=1)
-            counts.cols[first_col : first_col + cols] += changed.sum(dim=0)
+            counts.rows[row : row + rows] += changed.sum(dim=1)
+            counts.cols[col : col + cols] += changed.sum(dim=0)
         return changed
 
     def _add_all_base(self, codes: torch.Tensor, spec: KernelSpec, counts: DeviceCounts) -> None:
@@ -242,9 +240,17 @@ class DeviceKernel:
             add_exact(counts.base_sq_slots, torch.where(torch.isfinite(square), square, 0.0), weights)
 
     def _add_changed(
-        self, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor, spec: KernelSpec, counts: DeviceCounts
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        rows: torch.Tensor | None,
+        spec: KernelSpec,
+        counts: DeviceCounts,
     ) -> torch.Tensor:
-        """Count entries whose codes differ; returns which of them the mask criterion calls changed."""
+        """Count entries whose codes differ; returns which of them the mask criterion calls changed.
+
+        `rows`, where each entry lies, is needed for the decay test alone.
+        """
         if spec.dtype.kind == "opaque":
             counts.changed += len(a)
             if spec.level == "full":
@@ -254,7 +260,7 @@ class DeviceKernel:
         in_mask = pairs.verdict(spec.criteria[spec.mask])
         if counts.codes is None:
             add_pairs(pairs, None, spec, counts)
-            if spec.shrink is not None and isinstance(pairs, FloatPairs):
+            if spec.shrink is not None and rows is not None and isinstance(pairs, FloatPairs):
                 add_decay(pairs, rows, spec.shrink, counts)
             return in_mask
         key = ((a << 16) | b).to(torch.int32)
@@ -299,9 +305,9 @@ class DeviceKernel:
 
     def _upload(self, codes: np.ndarray) -> torch.Tensor:
         itemsize = codes.dtype.itemsize
-        signed = codes.view(np.uint8 if itemsize == 1 else f"i{itemsize}")
-        # torch warns about arrays it could write to but must not.
-        return torch.from_numpy(signed if signed.flags.writeable else signed.copy()).to(self.device)
+        view = codes.view(np.uint8 if itemsize == 1 else f"i{itemsize}")
+        # torch warns about arrays that it could write to but must not.
+        return torch.from_numpy(view if view.flags.writeable else view.copy()).to(self.device)
 
 
 def _packed(changed: torch.Tensor) -> torch.Tensor:
