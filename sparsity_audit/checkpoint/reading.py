@@ -23,10 +23,9 @@ __all__ = ["MAX_SPAN_BYTES", "read_entries"]
 MAX_SPAN_BYTES = 4 << 20
 """Scratch memory for strided tensors."""
 
-_SMALL_SPAN_BYTES = 1 << 16
-_MAX_WASTE = 16
-"""A span is read whole when at least one entry in this many is wanted: one 4 MiB read costs as much as a few
-hundred small ones."""
+_MAX_GAP_BYTES = 1 << 16
+"""Entries this close are read together with what lies between them: a read of its own costs about as much as
+copying 64 KiB (15 µs against 5 GB/s)."""
 
 Codes = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -107,18 +106,19 @@ def _fill_box(source: LocalFile, view: Codes, offset: int, strides: tuple[int, .
     itemsize = view.itemsize
     spans = [(size - 1) * stride for size, stride in zip(view.shape, strides, strict=True)]
     span_bytes = (sum(spans) + 1) * itemsize
-    is_dense = span_bytes <= max(_SMALL_SPAN_BYTES, _MAX_WASTE * view.nbytes)
-    if span_bytes <= MAX_SPAN_BYTES and (is_dense or view.size == 1):
+    axis = max(range(view.ndim), key=lambda a: spans[a] and strides[a])
+    stride_bytes = strides[axis] * itemsize
+    is_near = spans[axis] == 0 or stride_bytes <= _MAX_GAP_BYTES
+    if is_near and span_bytes <= MAX_SPAN_BYTES:
         scratch = np.empty(sum(spans) + 1, dtype=view.dtype)
         source.read_into(scratch.data.cast("B"), offset)
         view[...] = np.lib.stride_tricks.as_strided(
             scratch, view.shape, [stride * itemsize for stride in strides], writeable=False
         )
         return
-    axis = max(range(view.ndim), key=lambda a: (strides[a] if view.shape[a] > 1 else -1, spans[a]))
     rest_bytes = span_bytes - spans[axis] * itemsize
-    step = max(1, (MAX_SPAN_BYTES - rest_bytes) // (strides[axis] * itemsize) + 1) if is_dense else 1
+    step = max(1, (MAX_SPAN_BYTES - rest_bytes) // stride_bytes + 1) if is_near else 1
     step = min(step, view.shape[axis] - 1)
     for start in range(0, view.shape[axis], step):
         part = view[(slice(None),) * axis + (slice(start, start + step),)]
-        _fill_box(source, part, offset + start * strides[axis] * itemsize, strides)
+        _fill_box(source, part, offset + start * stride_bytes, strides)
