@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsity_audit.api.diff import diff as diff
     from sparsity_audit.api.diff import plan_diff as plan_diff
+    from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
     from sparsity_audit.api.masks import mask_convert as mask_convert
@@ -34,16 +35,17 @@ _HOMES = {
     "diff": "api.diff",
     "inspect": "api.inspect",
     "mask_convert": "api.masks",
+    "mask_export": "api.export",
     "mask_info": "api.masks",
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
     "plan_diff": "api.diff",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -119,9 +119,7 @@ _LAYOUT: dict[DType, FloatLayout] = {
     ),
 }
 _ITEMSIZE: dict[DType, int] = {
-    **dict.fromkeys(
-        (DType.BOOL, DType.U8, DType.I8, DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0), 1
-    ),
+    **dict.fromkeys((DType.BOOL, DType.U8, DType.I8, DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0), 1),
     **dict.fromkeys((DType.F8_E4M3FNUZ, DType.F8_E5M2FNUZ), 1),
     **dict.fromkeys((DType.U16, DType.I16, DType.F16, DType.BF16), 2),
     **dict.fromkeys((DType.U32, DType.I32, DType.F32), 4),

@@ -34,7 +34,9 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         names = {"float32": "F32", "float64": "F64", "float16": "F16", "uint16": "BF16" if bf16 else "U16"}
         header, data = {}, b""
         for key, array in tensors.items():
-            dtype = names.get(str(array.dtype), str(array.dtype).upper().replace("INT", "I").replace("UI", "U"))
+            dtype = names.get(
+                str(array.dtype), str(array.dtype).upper().replace("INT", "I").replace("UI", "U")
+            )
             header[key] = {
                 "dtype": dtype,
                 "shape": list(array.shape),

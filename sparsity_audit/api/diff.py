@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,49 +33,16 @@ from sparsity_audit.passes.probe import probe_shrinks
 from sparsity_audit.passes.topk import TopSelection, select_top
 from sparsity_audit.report.build import ReportInputs, build_report
 from sparsity_audit.report.output import OutputDirectory
-from sparsity_audit.report.schema import AccountRecord, DiffReport
+from sparsity_audit.report.schema import AccountRecord, DiffReport, PlanSummary
 from sparsity_audit.seams import reached
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, DType, View
 
-__all__ = ["PlanSummary", "diff", "plan_diff"]
+__all__ = ["diff", "plan_diff"]
 
 _UNIT_BYTES = 64 << 20
 _MAX_WORKERS = 8
 _WEIGHTS_DTYPES = {"bf16": DType.BF16, "fp32": DType.F32}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSummary:
-    """What a run would do.
-
-    Args:
-        base: Resolved base reference.
-        tuned: Resolved tuned reference.
-        num_pairs: Pairs to compare.
-        num_units: Work units.
-        num_entries: Entries to compare.
-        num_bytes: Bytes to read, both sides.
-        accounts: Where every entry of both sides would go.
-        criteria: Criteria that would be counted.
-        leftovers: Leftover and skipped tensors as `side name: reason`.
-        findings: What alignment has to say.
-    """
-
-    base: str
-    tuned: str
-    num_pairs: int
-    num_units: int
-    num_entries: int
-    num_bytes: int
-    accounts: AccountRecord
-    criteria: tuple[str, ...]
-    leftovers: tuple[str, ...]
-    findings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +66,9 @@ def plan_diff(
     unit_bytes: int | None = None,
 ) -> PlanSummary:
     """What `diff` would compare, from headers alone. Arguments and errors as there."""
-    prepared = _prepare(base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes)
+    prepared = _prepare(
+        base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes
+    )
     plan, alignment = prepared.plan, prepared.alignment
     lost = [f"{left.side} {left.name}: {left.reason}" for left in alignment.leftovers]
     lost += [f"skipped {pair.name}: {pair.reason}" for pair in alignment.skipped]
@@ -167,7 +136,9 @@ def diff(
     started = time.time()
     note = on_note or (lambda _text: None)
     expectations = expectations or Expectations()
-    prepared = _prepare(base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes)
+    prepared = _prepare(
+        base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes
+    )
     for text in (*prepared.base.notes, *prepared.tuned.notes):
         note(text)
     expectations.verify_patterns(prepared.alignment)
@@ -201,7 +172,7 @@ def diff(
                 half_ulp=half_ulp,
             )
         )
-        report = _with_gates(report, judge(expectations, report))
+        report = replace(report, gates=judge(expectations, report))
         outputs.finish(report, tallies, facts={"started": started, "workers": workers, "device": where})
     return report
 
@@ -248,7 +219,9 @@ def _prepare(
     )
     plan = make_plan(*sides, alignment, specs=specs, unit_bytes=unit_bytes or _UNIT_BYTES)
     tops = tuple(dict.fromkeys(c for c in asked if c.kind == "top"))
-    return _Prepared(base=sides[0], tuned=sides[1], alignment=alignment, plan=plan, criterion=chosen, tops=tops)
+    return _Prepared(
+        base=sides[0], tuned=sides[1], alignment=alignment, plan=plan, criterion=chosen, tops=tops
+    )
 
 
 def _counted(criteria: Sequence[Criterion | str]) -> tuple[Criterion, ...]:
@@ -260,7 +233,7 @@ def _half_ulp_question(lr: float | None, weights_dtype: str | None) -> tuple[flo
         raise UsageError(
             "--lr and --weights-dtype",
             "one is given without the other",
-            expected="both: the half-ULP law holds for weights stored in bf16 between steps, and needs to know",
+            expected="both: the half-ULP law holds for weights stored in bf16 between steps",
         )
     if lr is None or weights_dtype is None:
         return None
@@ -301,12 +274,6 @@ def _select_tops(
             for tally, count in zip(tallies, selected, strict=True)
         )
     return tallies, tuple(found)
-
-
-def _with_gates(report: DiffReport, gates: tuple) -> DiffReport:
-    from dataclasses import replace
-
-    return replace(report, gates=gates)
 
 
 class _Outputs:

@@ -41,7 +41,9 @@ class Expectations:
         for name in ("min_sparsity", "max_sparsity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"--{name.replace('_', '-')}", f"{value} is not a fraction", expected="0 … 1")
+                raise UsageError(
+                    f"--{name.replace('_', '-')}", f"{value} is not a fraction", expected="0 … 1"
+                )
 
     def verify_patterns(self, alignment: Alignment) -> None:
         """Raise UsageError for a glob that matches no tensor of the base or the pair names."""
@@ -87,7 +89,9 @@ def _frozen(pattern: str, report: DiffReport) -> GateResult:
 
 def _changed(pattern: str, report: DiffReport) -> GateResult:
     still = [t.name for t in report.tensors if fnmatchcase(t.name, pattern) and t.bitwise_changed == 0]
-    return _gate(f"expect-changed {pattern}", "bit-identical to the base", still, _uncompared(pattern, report))
+    return _gate(
+        f"expect-changed {pattern}", "bit-identical to the base", still, _uncompared(pattern, report)
+    )
 
 
 def _uncompared(pattern: str, report: DiffReport) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -24,7 +24,9 @@ __all__ = ["diff"]
 @click.command()
 @click.argument("base")
 @click.argument("tuned")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory for report, tables and journal.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Directory for report, tables and journal."
+)
 @click.option("--mask", "mask", type=click.Path(path_type=Path), help="Directory for the update mask.")
 @click.option(
     "--criterion",
@@ -32,7 +34,8 @@ __all__ = ["diff"]
     type=CRITERION,
     multiple=True,
     help="Criterion to count beside bitwise, value, atol:1e-5 and rel:1e-3; the first one given decides "
-    "mask and sparsity gates (default value). Forms: bitwise, value, atol:X, rel:X, ulp:K, top:K, top:P%, top:…:tensor.",
+    "mask and sparsity gates (default value). Forms: bitwise, value, atol:X, rel:X, ulp:K, top:K, top:P%, "
+    "top:…:tensor.",
 )
 @click.option(
     "--view",
@@ -41,7 +44,9 @@ __all__ = ["diff"]
     show_default=True,
     help="As stored, or with both sides rounded to bf16: decides mask and gates. Both are reported.",
 )
-@click.option("--map", "maps", type=MAP_RULE, multiple=True, help="Rename tuned tensors: REGEX=REPL, as in re.sub.")
+@click.option(
+    "--map", "maps", type=MAP_RULE, multiple=True, help="Rename tuned tensors: REGEX=REPL, as in re.sub."
+)
 @click.option(
     "--stats",
     type=click.Choice(["full", "counts"]),
@@ -49,7 +54,9 @@ __all__ = ["diff"]
     show_default=True,
     help="All statistics, or only counts, fingerprints and masks.",
 )
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate, for the half-ULP law.")
+@click.option(
+    "--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate, for the half-ULP law."
+)
 @click.option(
     "--weights-dtype",
     type=click.Choice(["bf16", "fp32"]),
@@ -59,7 +66,9 @@ __all__ = ["diff"]
 @click.option("--expect-changed", multiple=True, metavar="GLOB", help="Fail unless each of these changed.")
 @click.option("--min-sparsity", type=float, help="Fail below this update sparsity (0 … 1).")
 @click.option("--max-sparsity", type=float, help="Fail above this update sparsity (0 … 1).")
-@click.option("--fail-on-leftover", is_flag=True, help="Fail when a tensor has no counterpart or cannot be compared.")
+@click.option(
+    "--fail-on-leftover", is_flag=True, help="Fail when a tensor has no counterpart or cannot be compared."
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
 @click.option(
     "--kernel",
@@ -69,12 +78,16 @@ __all__ = ["diff"]
     help="CPU kernel; all give the same bytes.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--unit-bytes", type=click.IntRange(min=1), help="Aim of a work unit's bytes a side.", hidden=True)
+@click.option(
+    "--unit-bytes", type=click.IntRange(min=1), help="Aim of a work unit's bytes a side.", hidden=True
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be read and compared, and stop.")
-@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directories.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directories."
+)
 @format_options
 @config_option
-def diff(*, output_format: str, as_json: bool, dry_run: bool, **options: Any) -> int:  # noqa: ANN401
+def diff(*, output_format: str, as_json: bool, dry_run: bool, **options: Any) -> int:
     """Compare BASE with TUNED: update sparsity by criterion, precision, layer and module.
 
     BASE and TUNED are a checkpoint directory, a .safetensors or .bin file, or a Hub reference
@@ -146,7 +159,7 @@ class _Progress:
     def __init__(self, *, shown: bool) -> None:
         self._shown, self._bar, self._task = shown, None, None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         return self
 
     def update(self, done_bytes: int, total_bytes: int) -> None:
@@ -155,7 +168,13 @@ class _Progress:
             return
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
 
             columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -167,4 +186,3 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsity_audit.cli.options import CRITERION, MAP_RULE, echo_note
+from sparsity_audit.types import View
+
 if TYPE_CHECKING:
     from sparsity_audit.api.masks import MaskInfo
 
@@ -25,7 +28,7 @@ def mask() -> None:
     \b
     Example:
       sparsity-audit mask info MASK
-    """  # noqa: D301 - click reads the escape \b
+    """
 
 
 @mask.command()
@@ -39,7 +42,7 @@ def info(path: Path, *, as_json: bool) -> None:
     \b
     Example:
       sparsity-audit mask info MASK --json
-    """  # noqa: D301 - click reads the escape \b
+    """
     from sparsity_audit.api.masks import mask_info
 
     record = mask_info(path)
@@ -70,7 +73,7 @@ def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, force: bo
     Example:
       sparsity-audit mask ops and MASK_SEED0 MASK_SEED1 -o BOTH
       sparsity-audit mask ops k-of-n MASK... --k 2 -o AT_LEAST_TWO
-    """  # noqa: D301 - click reads the escape \b
+    """
     from sparsity_audit.api.masks import mask_ops
 
     record = mask_ops(op, list(paths), out, k=k, force=force)
@@ -99,7 +102,7 @@ def convert(path: Path, out: Path, encoding: Any, *, inverted: bool, as_json: bo
     Example:
       sparsity-audit mask convert MASK -o MASK_PT --format pt
       sparsity-audit mask convert their_mask.pt -o MASK
-    """  # noqa: D301 - click reads the escape \b
+    """
     from sparsity_audit.api.masks import mask_convert
 
     record = mask_convert(path, out, encoding, inverted=inverted)
@@ -120,7 +123,7 @@ def random(like: Path, out: Path, seed: int, base: str | None, *, force: bool, a
     Example:
       sparsity-audit mask random --like MASK --seed 1 -o CONTROL
       sparsity-audit mask random --like MASK --seed 1 --base BASE -o MATCHED
-    """  # noqa: D301 - click reads the escape \b
+    """
     from sparsity_audit.api.masks import mask_random
 
     record = mask_random(like, out, seed=seed, base=base, force=force)
@@ -158,3 +161,51 @@ def _print_info(record: MaskInfo) -> None:
 
 def _percent(density: float | None) -> str:
     return "–" if density is None else f"{100 * density:.3f} %"
+
+
+@mask.command()
+@click.argument("base")
+@click.argument("tuned")
+@_OUTPUT
+@click.option(
+    "--format",
+    "encoding",
+    type=click.Choice(["packed", "bool", "indices", "pt"]),
+    default="packed",
+    show_default=True,
+    help="How the mask is stored.",
+)
+@click.option(
+    "--criterion",
+    type=CRITERION,
+    default="value",
+    show_default=True,
+    help="What counts as changed; top:1% selects the largest movements.",
+)
+@click.option(
+    "--view",
+    type=click.Choice([v.value for v in View]),
+    default=View.NATIVE.value,
+    show_default=True,
+    help="As stored, or with both sides rounded to bf16.",
+)
+@click.option(
+    "--map", "maps", type=MAP_RULE, multiple=True, help="Rename tuned tensors: REGEX=REPL, as in re.sub."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier packed mask in the directory.")
+@_JSON
+def export(*, as_json: bool, **options: Any) -> None:
+    """Write the update mask of a pair: 1 where TUNED differs from BASE.
+
+    \b
+    Example:
+      sparsity-audit mask export BASE TUNED -o MASK --format indices --criterion top:1%
+    """
+    from sparsity_audit.api.export import mask_export
+
+    info = mask_export(**options, on_note=echo_note)
+    if as_json:
+        _print_json(info.to_json())
+    else:
+        _print_info(info)

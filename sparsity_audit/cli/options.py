@@ -22,7 +22,7 @@ class _CriterionType(click.ParamType):
 
     def convert(
         self,
-        value: Any,  # noqa: ANN401 - click's own signature
+        value: Any,
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Criterion:
@@ -39,7 +39,7 @@ class _MapRuleType(click.ParamType):
 
     def convert(
         self,
-        value: Any,  # noqa: ANN401 - click's own signature
+        value: Any,
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> tuple[str, str]:
@@ -47,7 +47,9 @@ class _MapRuleType(click.ParamType):
             return value
         pattern, found, replacement = str(value).partition("=")
         if not found:
-            self.fail(f"{value!r} has no '='; expected REGEX=REPL, for instance '^actor\\.=model.'", param, ctx)
+            self.fail(
+                f"{value!r} has no '='; expected REGEX=REPL, for instance '^actor\\.=model.'", param, ctx
+            )
         return pattern, replacement
 
 
@@ -82,7 +84,9 @@ def _load_config(ctx: click.Context, _param: click.Parameter, value: Path | None
     known = {name.lstrip("-"): p.name for p in ctx.command.params for name in p.opts}
     unknown = sorted(str(key) for key in settings if str(key) not in known)
     if unknown:
-        raise UsageError(str(value), f"unknown keys {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}")
+        raise UsageError(
+            str(value), f"unknown keys {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}"
+        )
     ctx.default_map = {**(ctx.default_map or {}), **{known[str(key)]: v for key, v in settings.items()}}
 
 

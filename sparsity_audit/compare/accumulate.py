@@ -120,9 +120,7 @@ class Accumulator:
             entries=self.entries,
             changed={c.key: int(n) for c, n in zip(self.spec.criteria, self.changed, strict=True)},
             strata={int(s): int(self.strata[s]) for s in np.flatnonzero(self.strata)},
-            cells={
-                (int(s), int(c)): int(self.cells[s, c]) for s, c in zip(strata, columns, strict=True)
-            },
+            cells={(int(s), int(c)): int(self.cells[s, c]) for s, c in zip(strata, columns, strict=True)},
             base_specials=SpecialCounts(**dict(zip(_SPECIALS, self.specials[0].tolist(), strict=True))),
             tuned_specials=SpecialCounts(**dict(zip(_SPECIALS, self.specials[1].tolist(), strict=True))),
             sign_flips=int(self.flips[0]),
@@ -154,7 +152,7 @@ class Kernel(Protocol):
     name: str
 
     def fingerprint(self, words: np.ndarray, first_word: int) -> int:
-        """Σ mix(word ⊕ (position+1)·φ) mod 2⁶⁴ over uint64 `words` at positions first_word, …"""
+        """Σ mix(word ⊕ (position + 1)·φ) mod 2⁶⁴ over uint64 `words` from position `first_word` on."""
         ...
 
     def to_bf16(self, codes: np.ndarray, dtype: DType, out: np.ndarray) -> None:

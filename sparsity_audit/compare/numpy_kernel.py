@@ -94,12 +94,13 @@ def to_float64(codes: np.ndarray, dtype: DType) -> np.ndarray:
     """The numbers that float codes stand for, in float64 (exact for every float dtype)."""
     if dtype is DType.F64:
         return codes.view(np.float64)
-    if dtype is DType.F32:
-        return codes.view(np.float32).astype(np.float64)
-    if dtype is DType.F16:
-        return codes.view(np.float16).astype(np.float64)
-    if dtype is DType.BF16:
-        return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+        if dtype is DType.F32:
+            return codes.view(np.float32).astype(np.float64)
+        if dtype is DType.F16:
+            return codes.view(np.float16).astype(np.float64)
+        if dtype is DType.BF16:
+            return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
     return _fp8_table(dtype)[codes]
 
 
@@ -109,7 +110,8 @@ def _fp8_table(dtype: DType) -> np.ndarray:
     magnitude = codes & layout.magnitude_mask
     field, mantissa = magnitude >> layout.mantissa_bits, magnitude & ((1 << layout.mantissa_bits) - 1)
     significand = mantissa + np.where(field > 0, 1 << layout.mantissa_bits, 0)
-    value = np.ldexp(significand.astype(np.float64), np.maximum(field, 1) - layout.bias - layout.mantissa_bits)
+    exponent = np.maximum(field, 1) - layout.bias - layout.mantissa_bits
+    value = np.ldexp(significand.astype(np.float64), exponent)
     if layout.infinity is not None:
         value[magnitude == layout.infinity] = np.inf
     value[magnitude >= layout.first_nan] = np.nan
@@ -185,7 +187,8 @@ def _count_floats(a: np.ndarray, b: np.ndarray, rows: np.ndarray, acc: Accumulat
     special = (nan_a ^ nan_b) | ((np.isinf(x) | np.isinf(y)) & ~both_nan)
     differs = ~(both_nan | both_zero)
     crossing = (x != 0) & (y != 0) & ((a ^ b) >= code(layout.sign_mask))
-    distance = np.where(crossing, size_a + size_b, np.where(size_b > size_a, size_b - size_a, size_a - size_b))
+    apart = np.where(size_b > size_a, size_b - size_a, size_a - size_b)
+    distance = np.where(crossing, size_a + size_b, apart)
     ordinary = differs & ~special
     verdicts = []
     for criterion in spec.criteria:

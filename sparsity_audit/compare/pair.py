@@ -88,7 +88,9 @@ class UnitComparer:
         self._served = None
         if spec.has_served_view:
             self._served = Accumulator(spec.kernel_spec(View.SERVED), rows=rows, cols=cols)
-        self._mask_view = View.SERVED if spec.view is View.SERVED and self._served is not None else View.NATIVE
+        self._mask_view = (
+            View.SERVED if spec.view is View.SERVED and self._served is not None else View.NATIVE
+        )
         self._base_print = _Fingerprint(kernel, first_byte=first_entry * spec.base.itemsize)
         self._tuned_print = _Fingerprint(kernel, first_byte=first_entry * spec.tuned.itemsize)
 

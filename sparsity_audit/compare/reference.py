@@ -63,7 +63,7 @@ def encode_bf16(value: float) -> int:
     return sign | min(code, 0x7F80)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
     """One entry of both sides: values, and the facts criteria and bins need."""
 
@@ -149,18 +149,38 @@ def _count(a: int, b: int, acc: Accumulator, *, row: int, col: int) -> bool:
 
 def _judge(a: int, b: int, dtype: DType) -> _Entry:
     if dtype.kind == "opaque":
-        return _Entry(a != b, False, int(a != b), 0.0, 0.0, SPECIAL)
+        return _Entry(
+            value_differs=a != b,
+            is_special=False,
+            distance=int(a != b),
+            delta=0.0,
+            magnitude=0.0,
+            column=SPECIAL,
+        )
     x, y = _value(a, dtype), _value(b, dtype)
     if dtype.kind != "float":
         distance = abs(y - x)
         column = (OUT if y > x else IN) + bucket_of(int(distance)) if distance else NAN_PAYLOAD
-        return _Entry(x != y, False, int(distance), float(distance), float(max(abs(x), abs(y))), column)
+        return _Entry(
+            value_differs=x != y,
+            is_special=False,
+            distance=int(distance),
+            delta=float(distance),
+            magnitude=float(max(abs(x), abs(y))),
+            column=column,
+        )
     if math.isnan(x) and math.isnan(y):
-        return _Entry(False, False, 0, 0.0, 0.0, NAN_PAYLOAD)
+        return _Entry(
+            value_differs=False, is_special=False, distance=0, delta=0.0, magnitude=0.0, column=NAN_PAYLOAD
+        )
     if math.isnan(x) or math.isnan(y) or ((math.isinf(x) or math.isinf(y)) and x != y):
-        return _Entry(True, True, 0, math.nan, 0.0, SPECIAL)
+        return _Entry(
+            value_differs=True, is_special=True, distance=0, delta=math.nan, magnitude=0.0, column=SPECIAL
+        )
     if x == y:
-        return _Entry(False, False, 0, 0.0, abs(x), ZERO_SIGN)
+        return _Entry(
+            value_differs=False, is_special=False, distance=0, delta=0.0, magnitude=abs(x), column=ZERO_SIGN
+        )
     magnitude_mask = dtype.layout.magnitude_mask
     size_a, size_b = a & magnitude_mask, b & magnitude_mask
     if x != 0 and y != 0 and (x < 0) != (y < 0):
@@ -169,7 +189,14 @@ def _judge(a: int, b: int, dtype: DType) -> _Entry:
     else:
         distance = abs(size_b - size_a)
         column = (OUT if size_b > size_a else IN) + bucket_of(distance)
-    return _Entry(True, False, distance, abs(float(np.subtract(y, x))), max(abs(x), abs(y)), column)
+    return _Entry(
+        value_differs=True,
+        is_special=False,
+        distance=distance,
+        delta=abs(float(np.subtract(y, x))),
+        magnitude=max(abs(x), abs(y)),
+        column=column,
+    )
 
 
 def _changed(criterion: Criterion, a: int, b: int, entry: _Entry, dtype: DType) -> bool:

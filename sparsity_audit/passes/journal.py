@@ -68,7 +68,7 @@ class Journal:
         os.close(self._fd)
 
     def _write(self, record: dict[str, object]) -> None:
-        body = json.dumps(record, separators=(",", ":"), sort_keys=True).encode()
+        body = json.dumps(record, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         while line:
             line = line[os.write(self._fd, line) :]

@@ -177,7 +177,10 @@ def _plan_key(
     questions = [
         [
             pair.name,
-            [[s.spec.name, s.spec.file, s.spec.extent.start, s.start_entry, s.shape] for s in (pair.base, pair.tuned)],
+            [
+                [s.spec.name, s.spec.file, s.spec.extent.start, s.start_entry, s.shape]
+                for s in (pair.base, pair.tuned)
+            ],
             [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink],
             [c.key for c in spec.criteria],
         ]

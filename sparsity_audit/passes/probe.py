@@ -36,7 +36,11 @@ def probe_shrinks(base: Catalogue, tuned: Catalogue, pairs: tuple[Pair, ...]) ->
 
 def _probe(pair: Pair, base: OpenFiles, tuned: OpenFiles) -> float | None:
     dtype = pair.base.spec.dtype
-    if dtype not in (DType.F32, DType.F64) or pair.tuned.spec.dtype is not dtype or pair.base.num_entries == 0:
+    if (
+        dtype not in (DType.F32, DType.F64)
+        or pair.tuned.spec.dtype is not dtype
+        or pair.base.num_entries == 0
+    ):
         return None
     starts = _starts(pair.base.num_entries)
     return estimate_shrink(_values(pair.base, base, starts), _values(pair.tuned, tuned, starts))
@@ -54,7 +58,7 @@ def _values(part: TensorSlice, files: OpenFiles, starts: list[int]) -> np.ndarra
     code = CODE_DTYPE[spec.dtype.itemsize]
     pieces = []
     for start in starts:
-        piece = np.empty(min(_RUN_ENTRIES, part.num_entries - start), dtype=code)
-        read_entries(files[spec.file], spec, part.start_entry + start, memoryview(piece).cast("B"))
-        pieces.append(to_float64(piece, spec.dtype))
+        piece = bytearray(min(_RUN_ENTRIES, part.num_entries - start) * spec.dtype.itemsize)
+        read_entries(files[spec.file], spec, part.start_entry + start, memoryview(piece))
+        pieces.append(to_float64(np.frombuffer(piece, dtype=code), spec.dtype))
     return np.concatenate(pieces)

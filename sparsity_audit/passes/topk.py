@@ -7,7 +7,8 @@ position), never by position alone, which would make two runs agree where they d
 Method: radix selection. An entry's key is (|Δ| code, 63 bits, descending; hash, 64 bits, ascending). Each
 histogram pass resolves one digit of the key; it stops as soon as the bin that holds the cut is small
 enough to collect, or needs no splitting. Then one pass writes bits with the exact threshold. On bf16
-pairs the first digit (exponent and 11 mantissa bits) is nearly always the whole of |Δ|, so two or three passes do.
+pairs the first digit (exponent and 11 mantissa bits) is nearly always the whole of |Δ|: two or three
+passes do.
 """
 
 from __future__ import annotations
@@ -138,14 +139,24 @@ def _select(reader: _Reader, criterion: Criterion, num_entries: int) -> tuple[To
     last = order[remaining - 1]
     code = int(codes[last])
     before_ties = int(np.count_nonzero(codes > codes[last]))
-    ties = int(np.count_nonzero(codes == codes[last])) if len(prefix) <= _CODE_DIGITS else reader.count_code(code)
+    ties = (
+        int(np.count_nonzero(codes == codes[last]))
+        if len(prefix) <= _CODE_DIGITS
+        else reader.count_code(code)
+    )
     cut = _Cut(code=code, hash=int(hashes[last]))
     ties_selected = remaining - before_ties if len(prefix) <= _CODE_DIGITS else reader.count_before(cut)
     return _selection(criterion, asked, wanted, eligible, code, ties, ties_selected), cut
 
 
 def _selection(
-    criterion: Criterion, asked: int, selected: int, eligible: int, code: int | None, ties: int, ties_selected: int
+    criterion: Criterion,
+    asked: int,
+    selected: int,
+    eligible: int,
+    code: int | None,
+    ties: int,
+    ties_selected: int,
 ) -> TopSelection:
     threshold = None if code is None else float(np.uint64(code).view(np.float64))
     return TopSelection(
@@ -192,12 +203,16 @@ class _Reader:
 
     def count_code(self, code: int) -> int:
         """Entries whose |Δ| has exactly this code."""
-        return sum(sum(found) for _, found in self._map(lambda c, _h: int(np.count_nonzero(c == np.uint64(code)))))
+        return sum(
+            sum(found) for _, found in self._map(lambda c, _h: int(np.count_nonzero(c == np.uint64(code))))
+        )
 
     def count_before(self, cut: _Cut) -> int:
         """Entries with the cut's code that are selected."""
         code, last = np.uint64(cut.code), np.uint64(cut.hash)
-        return sum(sum(f) for _, f in self._map(lambda c, h: int(np.count_nonzero((c == code) & (h <= last)))))
+        return sum(
+            sum(f) for _, f in self._map(lambda c, h: int(np.count_nonzero((c == code) & (h <= last))))
+        )
 
     def write(self, cut: _Cut | None, bits: BitSink | None) -> list[tuple[WorkUnit, int]]:
         """Write mask bits; returns the selected entries of each unit."""
@@ -213,12 +228,14 @@ class _Reader:
                 count += int(np.count_nonzero(chosen))
                 if bits is not None:
                     packed = np.packbits(chosen.reshape(base_codes.shape), axis=-1, bitorder="little")
-                    bits.write(self._plan.pairs[unit.pair], first_row=block.row, first_col=block.col, bits=packed)
+                    bits.write(
+                        self._plan.pairs[unit.pair], first_row=block.row, first_col=block.col, bits=packed
+                    )
             return count
 
         return list(in_threads(work, self._units, workers=self._workers))
 
-    def _map(self, function):  # noqa: ANN001, ANN202
+    def _map(self, function):
         def work(unit: WorkUnit) -> list:
             found = []
             for block, base_codes, tuned_codes in self._blocks(unit):
@@ -229,7 +246,7 @@ class _Reader:
 
         return in_threads(work, self._units, workers=self._workers)
 
-    def _blocks(self, unit: WorkUnit):  # noqa: ANN202
+    def _blocks(self, unit: WorkUnit):
         return read_blocks(self._plan, unit, base=self._base, tuned=self._tuned)
 
     def _keys(

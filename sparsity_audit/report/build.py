@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsity_audit.align.records import Alignment, Pair
-from sparsity_audit.align.roles import role_of
+from sparsity_audit.align.roles import Role, role_of
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.pair import PairSpec
@@ -24,7 +24,7 @@ from sparsity_audit.report.schema import (
 )
 from sparsity_audit.stats.decay import decay_verdict
 from sparsity_audit.stats.findings import findings
-from sparsity_audit.stats.precision import change_rates, hidden_by_tolerance, merge_views, ulp_histogram, visible_share
+from sparsity_audit.stats.precision import change_rates, hidden_by_tolerance, merge_views, ulp_histogram
 from sparsity_audit.stats.rollup import (
     TensorTally,
     by_layer,
@@ -37,6 +37,7 @@ from sparsity_audit.stats.rollup import (
 )
 from sparsity_audit.stats.rounding import fit_displacement, half_ulp_interval
 from sparsity_audit.stats.tally import Tally
+from sparsity_audit.stats.visible import visible_share
 from sparsity_audit.types import Criterion, DType, View
 
 __all__ = ["ReportInputs", "build_report"]
@@ -74,9 +75,11 @@ class ReportInputs:
 def build_report(inputs: ReportInputs) -> DiffReport:
     """The record of one audit, without gates."""
     alignment = inputs.alignment
+    roles = [role_of(pair.name, inputs.base.config) for pair in alignment.pairs]
+    has_stacks = len({role.stack for role in roles if role.layer is not None}) > 1
     tensors = [
-        _label(pair, spec, tally, inputs.base)
-        for pair, spec, tally in zip(alignment.pairs, inputs.specs, inputs.tallies, strict=True)
+        _label(pair, spec, tally, role, stack=role.stack if has_stacks else "")
+        for pair, spec, tally, role in zip(alignment.pairs, inputs.specs, inputs.tallies, roles, strict=True)
     ]
     records = tuple(
         _tensor_record(pair, spec, tensor)
@@ -106,8 +109,7 @@ def build_report(inputs: ReportInputs) -> DiffReport:
     )
 
 
-def _label(pair: Pair, spec: PairSpec, tally: Tally, base: Catalogue) -> TensorTally:
-    role = role_of(pair.name, base.config)
+def _label(pair: Pair, spec: PairSpec, tally: Tally, role: Role, *, stack: str) -> TensorTally:
     return TensorTally(
         name=pair.name,
         layer=role.layer,
@@ -117,6 +119,7 @@ def _label(pair: Pair, spec: PairSpec, tally: Tally, base: Catalogue) -> TensorT
         tuned_dtype=spec.tuned,
         native_dtype=spec.native_dtype,
         tally=tally,
+        stack=stack,
     )
 
 
@@ -158,7 +161,9 @@ def _precision(
                 groups.setdefault(tensor.view_dtype(view), []).append(tensor)
         for dtype, members in groups.items():
             merged = merge_views(member.view(view) for member in members)
-            tolerances = [c for key in merged.changed if (c := Criterion.parse(key)).kind in ("atol", "rel", "ulp")]
+            tolerances = [
+                c for key in merged.changed if (c := Criterion.parse(key)).kind in ("atol", "rel", "ulp")
+            ]
             law = None
             if half_ulp is not None:
                 law = half_ulp_interval(merged, dtype, lr=half_ulp[0], weights_dtype=half_ulp[1])

@@ -37,7 +37,7 @@ def render_files(
 
 
 def _axis_counts(pairs: Sequence[Pair], tallies: Sequence[Tally]) -> bytes | None:
-    """Changed entries per row and column of each pair under the mask criterion, as `NAME.rows`, `NAME.cols`."""
+    """Changed entries per row and column under the mask criterion, as `NAME.rows` and `NAME.cols`."""
     from safetensors.numpy import save
 
     arrays: dict[str, np.ndarray] = {}

@@ -42,7 +42,9 @@ class OutputDirectory:
             raise OutputError(str(path), error.strerror or "cannot be written") from error
         if (path / "report.json").exists():
             raise OutputError(
-                str(path), "holds the report of a finished run", remedy="choose another -o, or add --overwrite"
+                str(path),
+                "holds the report of a finished run",
+                remedy="choose another -o, or add --overwrite",
             )
         if not os.access(path, os.W_OK | os.X_OK):
             raise OutputError(str(path), "is not writable")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sparsity_audit.align.records import Account, Alignment
@@ -17,9 +17,10 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import CorruptCheckpointError
 from sparsity_audit.passes.topk import TopSelection
 from sparsity_audit.stats.decay import DecayVerdict
-from sparsity_audit.stats.precision import ExponentRate, HiddenByTolerance, UlpHistogram, VisibleShare
+from sparsity_audit.stats.precision import ExponentRate, HiddenByTolerance, UlpHistogram
 from sparsity_audit.stats.rollup import Headline, Rollup, TensorSummary
 from sparsity_audit.stats.rounding import DisplacementFit, HalfUlpPrediction
+from sparsity_audit.stats.visible import VisibleShare
 from sparsity_audit.types import DType, View
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "FileRecord",
     "GateResult",
     "LeftoverRecord",
+    "PlanSummary",
     "PrecisionRecord",
     "SkippedRecord",
     "TensorRecord",
@@ -259,7 +261,7 @@ class DiffReport:
     gates: tuple[GateResult, ...] = ()
 
     def headline(self, criterion: str, view: View) -> Headline | None:
-        """The headline of one criterion; a pair without a served view of its own answers with the native one."""
+        """The headline of one criterion; native where the pair has no served view of its own."""
         found = {(row.criterion, row.view): row for row in self.headlines}
         return found.get((criterion, view), found.get((criterion, View.NATIVE)))
 
@@ -268,6 +270,39 @@ class DiffReport:
         """Update sparsity under the mask criterion in the run's view; None when nothing was compared."""
         row = self.headline(self.mask_criterion, self.view)
         return None if row is None else row.sparsity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSummary:
+    """What a run would do.
+
+    Args:
+        base: Resolved base reference.
+        tuned: Resolved tuned reference.
+        num_pairs: Pairs to compare.
+        num_units: Work units.
+        num_entries: Entries to compare.
+        num_bytes: Bytes to read, both sides.
+        accounts: Where every entry of both sides would go.
+        criteria: Criteria that would be counted.
+        leftovers: Leftover and skipped tensors as `side name: reason`.
+        findings: What alignment has to say.
+    """
+
+    base: str
+    tuned: str
+    num_pairs: int
+    num_units: int
+    num_entries: int
+    num_bytes: int
+    accounts: AccountRecord
+    criteria: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    findings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
 
 
 def describe_checkpoint(catalogue: Catalogue) -> CheckpointRecord:
@@ -293,11 +328,15 @@ def describe_losses(
 ) -> tuple[tuple[LeftoverRecord, ...], tuple[SkippedRecord, ...]]:
     """Leftovers and skipped pairs as records."""
     leftovers = tuple(
-        LeftoverRecord(side=x.side, name=x.name, num_entries=x.num_entries, reason=str(x.reason), detail=x.detail)
+        LeftoverRecord(
+            side=x.side, name=x.name, num_entries=x.num_entries, reason=str(x.reason), detail=x.detail
+        )
         for x in alignment.leftovers
     )
     skipped = tuple(
-        SkippedRecord(name=x.name, tuned_name=x.tuned.spec.name, num_entries=x.base.num_entries, reason=x.reason)
+        SkippedRecord(
+            name=x.name, tuned_name=x.tuned.spec.name, num_entries=x.base.num_entries, reason=x.reason
+        )
         for x in alignment.skipped
     )
     return leftovers, skipped
@@ -318,7 +357,9 @@ def from_json(data: bytes, *, source: str = "report.json") -> DiffReport:
         raise CorruptCheckpointError(source, "is not JSON") from error
     identity = (found.get("format"), found.get("version")) if isinstance(found, Mapping) else None
     if identity != (FORMAT, VERSION):
-        raise CorruptCheckpointError(source, f"has format and version {identity}", expected=f"{FORMAT} {VERSION}")
+        raise CorruptCheckpointError(
+            source, f"has format and version {identity}", expected=f"{FORMAT} {VERSION}"
+        )
     try:
         return _adapter().validate_python(found)
     except ValidationError as error:
@@ -330,10 +371,14 @@ def from_json(data: bytes, *, source: str = "report.json") -> DiffReport:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of `report.json`, published in docs/."""
     schema = _adapter().json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"{FORMAT} {VERSION}", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{FORMAT} {VERSION}",
+        **schema,
+    }
 
 
-def _adapter() -> Any:  # noqa: ANN401 - pydantic is imported when a report is written or read, not before
+def _adapter() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(DiffReport)

@@ -92,8 +92,10 @@ def summary_markdown(report: DiffReport) -> bytes:
     lines = [
         f"# Update sparsity of {report.tuned.resolved}",
         "",
-        f"Base: `{report.base.resolved}` ({_dtypes(report.base.entries_by_dtype)}); "
-        f"tuned: `{report.tuned.resolved}` ({_dtypes(report.tuned.entries_by_dtype)}). {report.tool}.",
+        (
+            f"Base: `{report.base.resolved}` ({_dtypes(report.base.entries_by_dtype)}); "
+            f"tuned: `{report.tuned.resolved}` ({_dtypes(report.tuned.entries_by_dtype)}). {report.tool}."
+        ),
         "",
         "Share of compared entries that did **not** change:",
         "",
@@ -111,9 +113,19 @@ def summary_markdown(report: DiffReport) -> bytes:
     ]
     rollups = next(r for r in report.rollups if r.view is shown_view(report))
     criterion = report.mask_criterion
-    for title, groups in (("part", rollups.totals), ("layer", rollups.by_layer), ("module", rollups.by_module)):
+    for title, groups in (
+        ("part", rollups.totals),
+        ("layer", rollups.by_layer),
+        ("module", rollups.by_module),
+    ):
         if groups:
-            head = [title, "tensors", "entries", f"sparsity ({criterion}, size-weighted)", "mean over tensors"]
+            head = [
+                title,
+                "tensors",
+                "entries",
+                f"sparsity ({criterion}, size-weighted)",
+                "mean over tensors",
+            ]
             lines += ["", *_table(head, [rollup_row(group, criterion) for group in groups])]
     for gate in report.gates:
         lines += ["", f"- {'passed' if gate.passed else '**FAILED**'}: {gate.gate}: {gate.detail}"]

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparsity_audit.report.schema import CheckpointRecord, DiffReport
+from sparsity_audit.report.schema import CheckpointRecord, DiffReport, PlanSummary
 from sparsity_audit.report.tables import headline_rows, rollup_row, share_text, shown_view
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sparsity_audit.api.diff import PlanSummary
 
 __all__ = ["print_plan", "print_report"]
 
@@ -42,7 +37,9 @@ def print_report(report: DiffReport, *, output: Path | None, mask: Path | None) 
             console.print(Text(f"  • {finding}"), soft_wrap=True)
         console.print()
     for gate in report.gates:
-        console.print(Text(f"{'passed' if gate.passed else 'FAILED'}  {gate.gate}: {gate.detail}"), soft_wrap=True)
+        console.print(
+            Text(f"{'passed' if gate.passed else 'FAILED'}  {gate.gate}: {gate.detail}"), soft_wrap=True
+        )
     for what, path in (("report", output), ("mask", mask)):
         if path is not None:
             console.print(Text(f"{what} written to {path}"), soft_wrap=True)
@@ -97,7 +94,9 @@ def _print_accounts(console: Console, report: DiffReport) -> None:
             f"{account.leftover:,} = {account.total:,} entries",
             soft_wrap=True,
         )
-    lost = [f"leftover in {x.side}: {x.name} ({x.num_entries:,} entries): {x.reason}" for x in report.leftovers]
+    lost = [
+        f"leftover in {x.side}: {x.name} ({x.num_entries:,} entries): {x.reason}" for x in report.leftovers
+    ]
     lost += [f"skipped: {x.name} ({x.num_entries:,} entries): {x.reason}" for x in report.skipped]
     for line in lost[:_MAX_ROWS]:
         console.print(Text(f"  {line}"), soft_wrap=True)

@@ -52,6 +52,7 @@ class TensorTally:
     Args:
         name: The pair's name in base coordinates.
         layer: Layer number, or None outside the layer stack.
+        stack: Name of the layer stack where a model has several (text and vision); else empty.
         module: Module type without the layer number: `self_attn.q_proj`, `mlp.down_proj`, …
         kind: What the tensor is; norms, biases, embeddings and head are totalled apart.
         base_dtype: Stored dtype of the base.
@@ -68,6 +69,14 @@ class TensorTally:
     tuned_dtype: DType
     native_dtype: DType
     tally: Tally
+    stack: str = ""
+
+    @property
+    def layer_label(self) -> str | None:
+        """The layer as roll-ups name it: `3`, or `vision_model.encoder.layers.3` beside other stacks."""
+        if self.layer is None:
+            return None
+        return f"{self.stack}.{self.layer}" if self.stack else str(self.layer)
 
     def view(self, view: View) -> ViewTally:
         """Counts of a view; the served view of a tensor that is not wider than bf16 is the native one."""
@@ -299,7 +308,7 @@ def roll_up(
 
 def by_layer(tensor: TensorTally) -> str | None:
     """Key: the layer number; tensors outside the stack are left out."""
-    return None if tensor.layer is None else str(tensor.layer)
+    return tensor.layer_label
 
 
 def by_module(tensor: TensorTally) -> str:
@@ -314,7 +323,7 @@ def by_kind(tensor: TensorTally) -> str:
 
 def by_layer_and_module(tensor: TensorTally) -> str | None:
     """Key: layer number and module type, as `3/mlp.down_proj`."""
-    return None if tensor.layer is None else f"{tensor.layer}/{tensor.module}"
+    return None if tensor.layer is None else f"{tensor.layer_label}/{tensor.module}"
 
 
 _TOTALS: dict[str, frozenset[TensorKind]] = {
