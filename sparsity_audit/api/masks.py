@@ -18,9 +18,9 @@ from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.algebra import CombinedSource, LeftOut, MaskOp, Operand
 from sparsity_audit.masks.bitmask import packed_bytes, popcount
-from sparsity_audit.masks.container import MaskReader, open_mask
 from sparsity_audit.masks.encodings import indices_bytes, write_mask
 from sparsity_audit.masks.metadata import Encoding, MaskMetadata, describe_reference
+from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.masks.sampling import RandomSource, UniformGrouping
 from sparsity_audit.masks.sources import StoredMask, open_source
 from sparsity_audit.passes.base_strata import StrataGrouping

@@ -178,29 +178,30 @@ def parse_metadata(
         MaskError: It is not a mask, of another version or polarity, or contradicts itself.
     """
     _check_kind(path, strings)
-    missing = [
-        key
-        for key in (
-            "aliases",
-            "compared_rows",
-            "criterion",
-            FINGERPRINTS_KEY,
-            "origin",
-            "shapes",
-            "tool",
-            "view",
-        )
-        if key not in strings
-    ]
-    if missing or "references" not in strings:
+    required = {"aliases", "compared_rows", "criterion", "encoding", FINGERPRINTS_KEY}
+    missing = (required | {"origin", "references", "shapes", "tool", "view"}) - strings.keys()
+    if missing:
         raise MaskError(
-            str(path),
-            f"metadata lacks {', '.join(missing) or 'references'}",
-            expected="see docs/mask-format.md",
+            str(path), f"metadata lacks {', '.join(sorted(missing))}", expected="see docs/mask-format.md"
         )
-    encoding = strings.get("encoding")
+    encoding = strings["encoding"]
     if encoding not in ("packed", "bool", "indices", "pt"):
         raise MaskError(str(path), f"encoding {encoding!r:.40}", expected="packed, bool, indices or pt")
+    tensors = _parse_tensors(path, strings)
+    references = _parse_map(path, strings, "references")
+    metadata = MaskMetadata(
+        criterion=strings["criterion"],
+        view=strings["view"],
+        base=_parse_reference(path, references.get("base")),
+        tuned=_parse_reference(path, references.get("tuned")),
+        aliases=_parse_aliases(path, strings, tensors),
+        origin=_parse_map(path, strings, "origin"),
+        tool=strings["tool"],
+    )
+    return metadata, tensors, encoding
+
+
+def _parse_tensors(path: Path, strings: Mapping[str, str]) -> dict[str, MaskTensor]:
     shapes, ranges = _parse_map(path, strings, "shapes"), _parse_map(path, strings, "compared_rows")
     prints = _parse_map(path, strings, FINGERPRINTS_KEY)
     if shapes.keys() != ranges.keys() or shapes.keys() != prints.keys():
@@ -210,27 +211,19 @@ def parse_metadata(
             "missing in shapes, compared_rows or fingerprints",
             expected="an entry in each",
         )
-    tensors = {name: _tensor(path, name, shapes[name], ranges[name], prints[name]) for name in sorted(shapes)}
+    return {name: _tensor(path, name, shapes[name], ranges[name], prints[name]) for name in sorted(shapes)}
+
+
+def _parse_aliases(
+    path: Path, strings: Mapping[str, str], tensors: Mapping[str, MaskTensor]
+) -> dict[str, str]:
     aliases = _parse_map(path, strings, "aliases")
     for alias, name in aliases.items():
         if not isinstance(name, str) or name not in tensors:
             raise MaskError(
                 f"{path}: alias {alias!r}", f"stands for {name!r:.80}", expected="a tensor of this file"
             )
-    references = _parse_map(path, strings, "references")
-    return (
-        MaskMetadata(
-            criterion=strings["criterion"],
-            view=strings["view"],
-            base=_parse_reference(path, references.get("base")),
-            tuned=_parse_reference(path, references.get("tuned")),
-            aliases=dict(sorted(aliases.items())),
-            origin=_parse_map(path, strings, "origin"),
-            tool=strings["tool"],
-        ),
-        tensors,
-        encoding,
-    )
+    return dict(sorted(aliases.items()))
 
 
 def _check_kind(path: Path, strings: Mapping[str, str]) -> None:

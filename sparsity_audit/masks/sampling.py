@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from sparsity_audit.masks.bitmask import BLOCK_BYTES, Block, blocks_of, compared_bits
-from sparsity_audit.masks.container import MaskReader
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.masks.reader import MaskReader
 
 __all__ = ["OUTSIDE", "Grouping", "RandomSource", "UniformGrouping", "choose", "split_draw"]
 

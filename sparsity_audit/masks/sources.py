@@ -25,8 +25,8 @@ from sparsity_audit.errors import (
     UnsupportedFormatError,
 )
 from sparsity_audit.masks.bitmask import BLOCK_BYTES, Block, blocks_of, compared_bits
-from sparsity_audit.masks.container import MaskCatalogue, MaskReader, open_encoded
 from sparsity_audit.masks.metadata import UNSPECIFIED, Encoding, MaskMetadata, MaskTensor, parse_metadata
+from sparsity_audit.masks.reader import MaskCatalogue, MaskReader, open_encoded
 from sparsity_audit.masks.shards import INDEX_NAME
 from sparsity_audit.types import DType
 

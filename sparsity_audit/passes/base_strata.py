@@ -15,8 +15,8 @@ from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
 from sparsity_audit.errors import MaskError
 from sparsity_audit.masks.bitmask import Block
-from sparsity_audit.masks.container import MaskReader
 from sparsity_audit.masks.metadata import MaskTensor
+from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.masks.sampling import OUTSIDE, UniformGrouping
 from sparsity_audit.passes.execute import OpenFiles
 from sparsity_audit.types import DType, TensorSpec

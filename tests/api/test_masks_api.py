@@ -13,8 +13,9 @@ from sparsity_audit.checkpoint.store import Catalogue, LocalFile
 from sparsity_audit.compare.reference import ReferenceKernel
 from sparsity_audit.errors import MaskError, OutputError, UsageError
 from sparsity_audit.masks.bitmask import pack_bits, unpack_bits
-from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor, SourceReference
+from sparsity_audit.masks.reader import MaskReader, open_mask
 
 _DATA = Path(__file__).parents[1] / "data" / "addition"
 _BASE = _DATA / "base-bf16"

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from sparsity_audit.cli.mask_commands import mask
 from sparsity_audit.errors import MaskError, OutputError
 from sparsity_audit.masks.bitmask import pack_bits
-from sparsity_audit.masks.container import MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.masks.reader import open_mask
 
 
 def _make(folder, bits, **about):

@@ -8,8 +8,9 @@ import pytest
 from safetensors import safe_open
 
 from sparsity_audit.masks.bitmask import pack_bits, packed_shape
-from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor, SourceReference
+from sparsity_audit.masks.reader import MaskReader, open_mask
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
 _EXPECTED = json.loads((_GOLDEN / "mask-v1.json").read_text(encoding="utf-8"))

@@ -12,8 +12,9 @@ import pytest
 
 from sparsity_audit.errors import ChangedInputError, MaskError, OutputError
 from sparsity_audit.masks.bitmask import pack_bits
-from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.masks.reader import MaskReader, open_mask
 
 _SHAPES = {"a.weight": (3, 13), "b.bias": (9,), "c": ()}
 _BITS = {name: np.asarray(np.arange(np.prod(s)).reshape(s) % 3 == 0) for name, s in _SHAPES.items()}

@@ -11,9 +11,10 @@ from safetensors.numpy import save_file
 
 from sparsity_audit.errors import MaskError, OutputError
 from sparsity_audit.masks.bitmask import pack_bits, unpack_bits
-from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.encodings import indices_bytes, position_dtype, write_mask
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor, SourceReference
+from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.masks.sources import open_source
 from sparsity_audit.types import DType
 

@@ -8,8 +8,9 @@ from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.compare.numpy_kernel import NumpyKernel
 from sparsity_audit.compare.reference import ReferenceKernel
 from sparsity_audit.masks import bitmask
-from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.masks.sampling import OUTSIDE
 from sparsity_audit.passes import base_strata
 from sparsity_audit.passes.base_strata import StrataGrouping, base_fingerprint

@@ -24,8 +24,9 @@ from sparsity_audit.masks.bitmask import (
     rows_columns,
     unpack_bits,
 )
-from sparsity_audit.masks.container import MaskReader, MaskWriter, open_mask
+from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.masks.reader import MaskReader, open_mask
 
 _FEW = settings(deadline=None, max_examples=30)
 _MANY = settings(deadline=None, max_examples=150)
