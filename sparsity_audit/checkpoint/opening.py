@@ -1,8 +1,9 @@
 """Turn what a user typed into a `Catalogue`.
 
-Contract: a directory (safetensors with or without an index), a single file, or a Hub reference; a local path
-wins over a Hub name, and a note says so. An index is believed only where the shards confirm it: a named shard
-that is missing, or a tensor that is not in its shard, is an error.
+Contract: a directory of safetensors or torch files with or without an index, a single file, or a Hub
+reference; a local path wins over a Hub name, safetensors over torch files, and a note says so. An index is
+believed only where the shards confirm it: a named shard that is missing, or a tensor that is not in its
+shard, is an error.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
         HubError: The Hub refused, failed, or does not have it.
         UsageError: Shaped like a Hub reference, but not one.
         CorruptCheckpointError: A header or the index contradicts the files.
+        UnsupportedFormatError: A file of a kind that is not read, with the way to convert it.
+        UnsafePickleError: A torch file asks for more than tensors.
     """
-    text, path = str(reference), Path(reference).expanduser()
+    text, path = str(reference), _local_path(reference)
     is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
     if path.is_dir() and not is_hub_only:
         catalogue = _with_note_on_unread(_open_directory(path, reference=text), _file_names(path))
@@ -56,6 +59,19 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
             )
         return _open_hub(hub_reference)
     return replace(catalogue, notes=(*catalogue.notes, *_shadow_note(reference)))
+
+
+def _local_path(reference: str | Path) -> Path:
+    try:
+        path = Path(reference).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:
+        # An unknown ~user, a name longer than the file system takes, a directory that may not be entered.
+        found = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointNotFoundError(
+            str(reference)[:200], found or "cannot be looked up", expected="a path or a Hub reference"
+        ) from error
+    return path
 
 
 def _open_hub(reference: HubReference) -> Catalogue:

@@ -10,7 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from sparsity_audit.checkpoint.opening import open_checkpoint
-from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedFormatError
+from sparsity_audit.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    SparsityAuditError,
+    UnsupportedFormatError,
+)
 
 A, B = {"a": torch.arange(3.0)}, {"b": torch.ones(2, 2)}
 
@@ -152,6 +157,13 @@ def test_a_malformed_index_is_corrupt(tmp_path, content, message):
     with pytest.raises(CorruptCheckpointError, match=message) as caught:
         open_checkpoint(tmp_path)
     assert "index.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("reference", ["x" * 5000, "~nobody-of-this-name/model", "a\0b", "/no/such/place"])
+def test_a_path_that_cannot_exist_is_not_found(reference):
+    with pytest.raises(SparsityAuditError) as caught:
+        open_checkpoint(reference)
+    assert len(str(caught.value)) < 8000
 
 
 def test_directories_without_weights_are_not_found(tmp_path):
