@@ -149,6 +149,31 @@ def test_a_kill_at_any_step_of_finish_can_be_resumed(tmp_path, monkeypatch, stop
     assert _bytes(tmp_path / "m") == _bytes(whole)
 
 
+@pytest.mark.parametrize("works", range(5))
+def test_a_finish_that_fails_leaves_nothing_under_final_names_after_abort(tmp_path, monkeypatch, works):
+    writer = MaskWriter(tmp_path / "m", _TENSORS, _METADATA, max_shard_bytes=7)
+    _fill(writer)
+    done = 0
+    replace = Path.replace
+
+    def fails_later(*args):
+        nonlocal done
+        done += 1
+        if done > works:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails_later)
+        if works >= 3:  # two shards and the index: nothing fails
+            writer.finish()
+        else:
+            with pytest.raises(OutputError, match="Input/output error"):
+                writer.finish()
+    writer.abort()
+    assert (tmp_path / "m").exists() == (works >= 3)
+
+
 def test_resuming_with_other_metadata_starts_from_zero(tmp_path):
     first = MaskWriter(tmp_path / "m", _TENSORS, _METADATA)
     _fill(first)
