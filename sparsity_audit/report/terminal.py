@@ -13,6 +13,8 @@ from rich.text import Text
 
 from sparsity_audit.report.schema import CheckpointRecord, DiffReport, PlanSummary
 from sparsity_audit.report.tables import headline_rows, rollup_row, share_text, shown_view
+from sparsity_audit.stats.precision import ExponentRate
+from sparsity_audit.types import DType, View
 
 __all__ = ["print_plan", "print_report"]
 
@@ -23,14 +25,16 @@ def print_report(report: DiffReport, *, output: Path | None, mask: Path | None) 
     """Print the audit of one pair to stdout."""
     console = _console()
     for side, record in (("base", report.base), ("tuned", report.tuned)):
-        console.print(Text(f"{side:<6}{_describe(record)}"))
+        console.print(Text(f"{side:<6}{_describe(record)}"), soft_wrap=True)
     console.print()
     rows = headline_rows(report)
     head = ["", "compared", *report.criteria]
-    _print_table(console, "Update sparsity: share of compared entries that did not change", head, rows)
+    _print_table(console, "Update sparsity (share of compared entries that did not change)", head, rows)
     _print_accounts(console, report)
     _print_rollups(console, report)
-    _print_precision(console, report)
+    _print_rates(console, report)
+    _print_law(console, report)
+    _print_decay(console, report)
     if report.findings:
         console.print(Text("Findings", style="bold"))
         for finding in report.findings:
@@ -69,7 +73,7 @@ def print_plan(summary: PlanSummary) -> None:
 
 def _console() -> Console:
     # A pipe has no width: give tables room instead of cutting names at 80 columns.
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout.isatty() else 240
     return Console(file=sys.stdout, highlight=False, width=width)
 
 
@@ -79,12 +83,14 @@ def _describe(record: CheckpointRecord) -> str:
 
 
 def _print_table(console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(table)
+    console.print()
 
 
 def _print_accounts(console: Console, report: DiffReport) -> None:
@@ -121,29 +127,93 @@ def _print_rollups(console: Console, report: DiffReport) -> None:
             console.print(f"  … and {len(rows) - len(shown):,} more, all in summary.md\n")
 
 
-def _print_precision(console: Console, report: DiffReport) -> None:
+def _print_rates(console: Console, report: DiffReport) -> None:
+    """Change rate by magnitude; for pairs with a served view both views stand on one line."""
+    served = next((r for r in report.precision if r.view is View.SERVED), None)
     for record in report.precision:
-        rows = [
-            [
-                f"2^{rate.exponent}" if rate.exponent is not None else rate.kind,
-                f"{rate.entries:,}",
-                share_text(rate.changed, rate.entries),
-                share_text(rate.one_ulp, rate.changed),
-            ]
-            for rate in record.rates
-            if rate.entries
-        ]
-        head = ["|w_base| from", "entries", "changed (value)", "of these by 1 ULP"]
-        title = f"Change rate by magnitude of the base weight ({record.view}, {record.dtype.label})"
-        _print_table(console, title, head, rows)
-        law = record.half_ulp
-        if law is None:
+        if record.view is View.SERVED:
             continue
-        if law.reason is not None:
-            console.print(Text(f"half-ULP law: not applicable: {law.reason}\n"), soft_wrap=True)
-        elif law.lower is not None and law.upper is not None and law.at_lr is not None:
-            console.print(
-                f"half-ULP law at lr {law.lr:g}, weights stored in bf16: {100 * law.at_lr:.1f} % frozen "
-                f"(interval over one octave either way: {100 * law.lower:.1f}–{100 * law.upper:.1f} %)\n",
-                soft_wrap=True,
-            )
+        is_wide = served is not None and record.dtype is not DType.BF16
+        shown = _condense(record.rates, record.entries)
+        head = ["|w_base|", "entries", "changed (value)", "of these by 1 ULP"]
+        rows = [
+            [name, f"{entries:,}", share_text(changed, entries), share_text(one_ulp, changed)]
+            for name, _, entries, changed, one_ulp in shown
+        ]
+        if is_wide and served is not None:
+            head += ["changed as served"]
+            for row, (_, keys, *_) in zip(rows, shown, strict=True):
+                matching = [rate for rate in served.rates if _key(rate) in keys]
+                row.append(share_text(sum(r.changed for r in matching), sum(r.entries for r in matching)))
+        _print_table(
+            console, f"Change rate by magnitude of the base weight ({record.dtype.label})", head, rows
+        )
+
+
+_TAIL_SHARE = 0.001
+
+
+def _key(rate: ExponentRate) -> tuple[str, int | None]:
+    return rate.kind, rate.exponent
+
+
+def _condense(
+    rates: Sequence[ExponentRate], total: int
+) -> list[tuple[str, set[tuple[str, int | None]], int, int, int]]:
+    """Rows (name, keys, entries, changed, by 1 ULP); thin tails of the exponents become one row each."""
+    normal = [r for r in rates if r.exponent is not None and r.entries]
+    low, high, limit = 0, len(normal), _TAIL_SHARE * total
+    while low < high and sum(r.entries for r in normal[: low + 1]) < limit:
+        low += 1
+    while high > low and sum(r.entries for r in normal[high - 1 :]) < limit:
+        high -= 1
+    groups = [(r.kind, [r]) for r in rates if r.exponent is None and r.entries]
+    if low:
+        groups.append((f"below 2^{(normal[low - 1].exponent or 0) + 1}", normal[:low]))
+    groups += [(f"from 2^{r.exponent}", [r]) for r in normal[low:high]]
+    if high < len(normal):
+        groups.append((f"from 2^{normal[high].exponent} up", normal[high:]))
+    return [
+        (
+            name,
+            {_key(r) for r in members},
+            sum(r.entries for r in members),
+            sum(r.changed for r in members),
+            sum(r.one_ulp for r in members),
+        )
+        for name, members in groups
+    ]
+
+
+def _print_law(console: Console, report: DiffReport) -> None:
+    law = next((record.half_ulp for record in report.precision if record.half_ulp is not None), None)
+    if law is None:
+        return
+    if law.lower is None or law.upper is None or law.at_lr is None:
+        console.print(Text(f"Half-ULP law: not applicable: {law.reason}\n"), soft_wrap=True)
+        return
+    console.print(
+        f"Half-ULP law at lr {law.lr:g}, weights stored in bf16: {100 * law.at_lr:.1f} % frozen "
+        f"(interval over one octave either way: {100 * law.lower:.1f}–{100 * law.upper:.1f} %)\n",
+        soft_wrap=True,
+    )
+
+
+def _print_decay(console: Console, report: DiffReport) -> None:
+    rows = [
+        [
+            tensor.name,
+            f"{verdict.shrink:.2g}",
+            share_text(verdict.unchanged, verdict.entries),
+            share_text(verdict.band, verdict.entries),
+            share_text(verdict.mirror, verdict.entries),
+            share_text(verdict.moved, verdict.entries),
+            "–" if verdict.decay_only_rows is None else f"{verdict.decay_only_rows:,}",
+        ]
+        for tensor in report.tensors
+        if (verdict := tensor.decay) is not None and verdict.verdict == "decay"
+    ]
+    if rows:
+        head = ["tensor", "shrink c", "unchanged", "c/2 … 2c", "mirror", "moved", "decay-only rows"]
+        title = "Weight decay: entries shrunk by about (1 − c), beside those that grew as much (mirror)"
+        _print_table(console, title, head, rows)
