@@ -192,7 +192,7 @@ def _no_index(folder: Path) -> MaskError:
         return MaskError(
             str(folder),
             "holds an unfinished mask (shards without an index)",
-            remedy="run the command that makes it again; with --resume it goes on where it stopped",
+            remedy="run the command that makes it again: it goes on where it stopped",
         )
     if (folder / "model.safetensors.index.json").exists() or (folder / "config.json").exists():
         return MaskError(
