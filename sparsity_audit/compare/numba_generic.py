@@ -26,12 +26,12 @@ __all__ = [
     "FIRST_COLUMN",
     "NEGATIVE_ZEROS",
     "OPTIONS",
+    "REL",
     "ROW",
     "ROWS_HELD",
-    "WIDTH",
-    "REL",
     "ULP",
     "VALUE",
+    "WIDTH",
     "Buffers",
     "Layout",
     "Rules",
@@ -111,7 +111,7 @@ class Buffers(NamedTuple):
         term: float64[CHUNK], terms of a sum.
         squares: float64[CHUNK], their squares.
         rounded: float32 or float64[CHUNK], decayed base values in the native dtype.
-        distance: uint64[CHUNK], ordered-code distances.
+        distance: codes[CHUNK], ordered-code distances.
         kind: uint8[CHUNK + 64], whether an entry is the same, ordinary or special.
         verdict: uint8[CHUNK + 64], what a criterion says.
         places: uint32[CHUNK + 64], table places.
@@ -125,8 +125,8 @@ class Buffers(NamedTuple):
         codes_b: the same for `list_b`.
         values_a: `codes_a` as floats where the dtype is wider than 16 bits, else the codes.
         values_b: the same for `codes_b`.
-        cells: uint32[n, strata · COLUMN_STRIDE], n a power of two; the rows add up.
-        strata: uint32[8, strata], base strata; the rows add up.
+        cells: uint32[strata · COLUMN_STRIDE, n], n a power of two; the columns add up.
+        strata: uint32[strata, 8], base strata; the columns add up.
         joint: uint32[18 · 2¹⁵], the joint table of 16-bit codes.
         columns: uint8[…], changed entries per column of the last `state[0]` rows.
         ignored: int64[2, 5], where special classes go that nobody asked for.
@@ -162,34 +162,34 @@ class Buffers(NamedTuple):
     state: np.ndarray
 
 
-def decode(values: np.ndarray, start: int, n: int, mantissa_bits: int, out: np.ndarray) -> None:
-    """Write the float64 values of `values[start:start+n]`: floats, or 16-bit float codes."""
+def decode(values: np.ndarray, mantissa_bits: int, out: np.ndarray) -> None:
+    """Write the float64 values of `values`: floats, or 16-bit float codes."""
     raise NotImplementedError
 
 
 @overload(decode, jit_options=OPTIONS)
-def _decode(values: Any, start: Any, n: Any, mantissa_bits: Any, out: Any) -> Any:
-    del start, n, mantissa_bits, out
+def _decode(values: Any, mantissa_bits: Any, out: Any) -> Any:
+    del mantissa_bits, out
     if isinstance(values.dtype, types.Float):
 
-        def from_floats(values: Any, start: Any, n: Any, mantissa_bits: Any, out: Any) -> None:
-            for i in range(n):
-                out[i] = values[start + i]
+        def from_floats(values: Any, mantissa_bits: Any, out: Any) -> None:
+            for i in range(len(values)):
+                out[i] = values[i]
 
         return from_floats
 
-    def from_codes(values: Any, start: Any, n: Any, mantissa_bits: Any, out: Any) -> None:
+    def from_codes(values: Any, mantissa_bits: Any, out: Any) -> None:
         # The code moved to the top of a float64, with the exponent bias put right by an exact product.
         shift = np.int64(52 - mantissa_bits)
         scale = 2.0**896 if mantissa_bits == 7 else 2.0**1008
         special = (np.int64(0x7F80) if mantissa_bits == 7 else np.int64(0x7C00)) << shift
         bits = out.view(np.int64)
-        for i in range(n):
-            code = np.int64(values[start + i])
+        for i in range(len(values)):
+            code = np.int64(values[i])
             size = (code & 0x7FFF) << shift
             size = size | (_INFINITY_BITS if size >= special else 0)
             bits[i] = size | ((code >> 15) << 63)
-        for i in range(n):
+        for i in range(len(values)):
             out[i] = out[i] * scale
 
     return from_codes
@@ -257,51 +257,65 @@ def add_exact(values, n, slots):
 
 
 @njit(**OPTIONS)
-def judge(a, b, start, n, layout, buffers, specials):
+def judge(a, b, layout, buffers, specials):
     """Classify pairs: kind, distance, table place. Adds the tuned-minus-base special classes.
 
     Returns the sign flips.
     """
     kind, distance, places = buffers.kind, buffers.distance, buffers.places
-    magnitude_mask, first_nan = np.uint64(layout.magnitude_mask), np.uint64(layout.first_nan)
-    infinity, mantissa_bits = np.uint64(layout.infinity), np.uint64(layout.mantissa_bits)
-    smallest_normal = np.uint64(1) << mantissa_bits
-    negative_zero = magnitude_mask + np.uint64(1)
-    flips = nans = infinities = zeros = negative_zeros = subnormals = np.int64(0)
-    for i in range(n):
-        code_a, code_b = np.uint64(a[start + i]), np.uint64(b[start + i])
-        size_a, size_b = code_a & magnitude_mask, code_b & magnitude_mask
+    # Arithmetic on narrow integers widens them in numba; cast back, it stays narrow and vectors full.
+    code = a.dtype.type
+    magnitude_mask, first_nan, infinity = layout.magnitude_mask, layout.first_nan, layout.infinity
+    mantissa_bits = code(layout.mantissa_bits)
+    smallest_normal = code(code(1) << mantissa_bits)
+    mantissa_mask = code(smallest_normal - code(1))
+    normal_span = code(infinity - smallest_normal)
+    flips = unusual = code(0)
+    for i in range(len(a)):
+        size_a, size_b = code(a[i] & magnitude_mask), code(b[i] & magnitude_mask)
         larger, smaller = max(size_a, size_b), min(size_a, size_b)
-        differs = code_a != code_b
-        both_zero, both_nan = larger == 0, smaller >= first_nan
+        differs = a[i] != b[i]
         as_numbers = differs & (larger != 0) & (smaller < first_nan)
         special = as_numbers & (larger >= infinity)
-        crossing = ((code_a ^ code_b) > magnitude_mask) & (smaller != 0)
-        apart = larger + smaller if crossing else larger - smaller
+        crossing = (code(a[i] ^ b[i]) > magnitude_mask) & (smaller != 0)
+        apart = code(larger + smaller) if crossing else code(larger - smaller)
         distance[i] = apart
         kind[i] = np.uint8(as_numbers) + np.uint8(special)
-        bucket = apart - np.uint64(1) if apart <= np.uint64(8) else bit_length(apart) + np.uint64(4)
-        side = np.uint64(CROSS) if crossing else (np.uint64(OUT) if size_b > size_a else np.uint64(IN))
-        column = side + bucket
-        column = np.uint64(SPECIAL) if special else column
-        column = np.uint64(ZERO_SIGN) if both_zero else column
-        column = np.uint64(NAN_PAYLOAD) if both_nan else column
-        column = column if differs else np.uint64(_NO_COLUMN)
-        exact_power = np.uint64((size_a & (smallest_normal - np.uint64(1))) == 0)
-        stratum = ((size_a >> mantissa_bits) << np.uint64(1)) | exact_power
-        places[i] = stratum * np.uint64(COLUMN_STRIDE) + column
-        flips += np.int64(crossing & (larger < first_nan))
+        bucket = code(apart - code(1)) if apart <= code(8) else code(bit_length(apart) + code(4))
+        side = code(CROSS) if crossing else (code(OUT) if size_b > size_a else code(IN))
+        column = code(side + bucket)
+        column = code(SPECIAL) if special else column
+        column = code(ZERO_SIGN) if larger == 0 else column
+        column = code(NAN_PAYLOAD) if smaller >= first_nan else column
+        column = column if differs else code(_NO_COLUMN)
+        stratum = code(code(size_a >> mantissa_bits) << code(1)) | code((size_a & mantissa_mask) == 0)
+        places[i] = np.uint32(np.uint32(stratum) * np.uint32(COLUMN_STRIDE)) + np.uint32(column)
+        flips = code(flips + code(crossing & (larger < first_nan)))
+        normal = (code(size_a - smallest_normal) < normal_span) & (code(size_b - smallest_normal) < normal_span)
+        unusual = code(unusual | code(not normal))
+    if unusual:
+        _compare_specials(a, b, layout, specials)
+    return np.int64(flips)
+
+
+@njit(**OPTIONS)
+def _compare_specials(a, b, layout, specials):
+    magnitude_mask, first_nan, infinity = layout.magnitude_mask, layout.first_nan, layout.infinity
+    smallest_normal = np.uint64(1) << np.uint64(layout.mantissa_bits)
+    negative_zero = layout.negative_zero
+    nans = infinities = zeros = negative_zeros = subnormals = np.int64(0)
+    for i in range(len(a)):
+        size_a, size_b = a[i] & magnitude_mask, b[i] & magnitude_mask
         nans += np.int64(size_b >= first_nan) - np.int64(size_a >= first_nan)
         infinities += np.int64(size_b == infinity) - np.int64(size_a == infinity)
         zeros += np.int64(size_b == 0) - np.int64(size_a == 0)
-        negative_zeros += np.int64(code_b == negative_zero) - np.int64(code_a == negative_zero)
+        negative_zeros += np.int64(b[i] == negative_zero) - np.int64(a[i] == negative_zero)
         subnormals += np.int64(size_b < smallest_normal) - np.int64(size_a < smallest_normal)
     specials[1, 0] += nans
     specials[1, 1] += infinities
     specials[1, 2] += zeros - negative_zeros
     specials[1, 3] += negative_zeros
     specials[1, 4] += subnormals - zeros
-    return flips
 
 
 @njit(**OPTIONS)
@@ -327,14 +341,15 @@ def verdicts(rule, parameter, limit, n, buffers):
 
 
 @njit(**OPTIONS)
-def account(a, b, values_a, values_b, start, n, layout, rules, target, buffers, full):
+def account(a, b, values_a, values_b, layout, rules, target, buffers, full):
     """Add pairs to everything but the counts under `bitwise` and `value` and the base's own statistics.
 
     Leaves `judge`'s results, x, y and delta of the chunk in `buffers`.
     """
-    decode(values_a, start, n, layout.mantissa_bits, buffers.x)
-    decode(values_b, start, n, layout.mantissa_bits, buffers.y)
-    flips = judge(a, b, start, n, layout, buffers, target.specials if full else buffers.ignored)
+    n = len(a)
+    decode(values_a, layout.mantissa_bits, buffers.x)
+    decode(values_b, layout.mantissa_bits, buffers.y)
+    flips = judge(a, b, layout, buffers, target.specials if full else buffers.ignored)
     x, y, delta, term, kind = buffers.x, buffers.y, buffers.delta, buffers.term, buffers.kind
     for i in range(n):
         delta[i] = abs(y[i] - x[i])
@@ -366,35 +381,38 @@ def account(a, b, values_a, values_b, start, n, layout, rules, target, buffers, 
 
 @njit(**OPTIONS)
 def _add_places(places, n, cells):
-    ways = np.uint64(cells.shape[0] - 1)
+    # Neighbouring entries often share a cell; counters that take turns do not wait for each other.
+    ways = np.uint64(cells.shape[1] - 1)
     for i in range(n):
-        cells[np.uint64(i) & ways, places[i]] += np.uint32(1)
+        cells[places[i], np.uint64(i) & ways] += np.uint32(1)
 
 
 @njit(**OPTIONS)
-def count_base(a, values, start, n, layout, target, buffers):
+def count_base(a, values, layout, target, buffers):
     """Add the base's strata and squares; leaves its values in `buffers.x`."""
-    decode(values, start, n, layout.mantissa_bits, buffers.x)
+    n = len(a)
+    decode(values, layout.mantissa_bits, buffers.x)
     x, term, places = buffers.x, buffers.term, buffers.places
     for i in range(n):
         square = x[i] * x[i]
         term[i] = square if square < np.inf else 0.0
     add_exact(term, n, target.base_sq_slots)
-    magnitude_mask, mantissa_bits = np.uint64(layout.magnitude_mask), np.uint64(layout.mantissa_bits)
-    mantissa_mask = (np.uint64(1) << mantissa_bits) - np.uint64(1)
+    code = a.dtype.type
+    magnitude_mask, mantissa_bits = layout.magnitude_mask, code(layout.mantissa_bits)
+    mantissa_mask = code(code(code(1) << mantissa_bits) - code(1))
     for i in range(n):
-        size = np.uint64(a[start + i]) & magnitude_mask
-        places[i] = ((size >> mantissa_bits) << np.uint64(1)) | np.uint64((size & mantissa_mask) == 0)
+        size = code(a[i] & magnitude_mask)
+        places[i] = np.uint32(code(code(size >> mantissa_bits) << code(1)) | code((size & mantissa_mask) == 0))
     strata = buffers.strata
     for i in range(n):
-        strata[np.uint64(i) & np.uint64(7), places[i]] += np.uint32(1)
+        strata[places[i], np.uint64(i) & np.uint64(7)] += np.uint32(1)
 
 
 @njit(**OPTIONS)
-def count_decay(b, start, n, row, layout, rules, target, buffers):
+def count_decay(b, row, layout, rules, target, buffers):
     """Judge accounted entries against a shrink of the base by 1 − c (see `DecayCounts`)."""
     x, y, kind, rounded = buffers.x, buffers.y, buffers.kind, buffers.rounded
-    shrink = rules.shrink
+    shrink, n = rules.shrink, len(b)
     magnitude_mask = np.uint64(layout.magnitude_mask)
     for i in range(n):
         rounded[i] = x[i] * (1.0 - shrink)
@@ -406,7 +424,7 @@ def count_decay(b, start, n, row, layout, rules, target, buffers):
         low, high = 0.5 * shrink * abs(x[i]), 2.0 * shrink * abs(x[i])
         band += np.int64(judged & (low <= step) & (step <= high))
         mirror += np.int64(judged & (low <= -step) & (-step <= high))
-        target_code, code = np.uint64(float_bits(rounded[i])), np.uint64(b[start + i])
+        target_code, code = np.uint64(float_bits(rounded[i])), np.uint64(b[i])
         size_t, size_b = target_code & magnitude_mask, code & magnitude_mask
         larger, smaller = max(size_t, size_b), min(size_t, size_b)
         one_sign = ((target_code ^ code) & (magnitude_mask + np.uint64(1))) == 0
@@ -425,12 +443,14 @@ def fold_cells(buffers, target):
     """Move the working table of cells into the accumulator."""
     cells = buffers.cells
     strata, columns = target.cells.shape
-    for way in range(cells.shape[0]):
-        for stratum in range(strata):
-            first = stratum * COLUMN_STRIDE
-            for column in range(columns):
-                target.cells[stratum, column] += cells[way, first + column]
-        cells[way, :] = 0
+    for stratum in range(strata):
+        first = stratum * COLUMN_STRIDE
+        for column in range(columns):
+            for way in range(cells.shape[1]):
+                target.cells[stratum, column] += cells[first + column, way]
+        for column in range(COLUMN_STRIDE):
+            for way in range(cells.shape[1]):
+                cells[first + column, way] = 0
 
 
 @njit(**OPTIONS)
@@ -440,8 +460,8 @@ def fold_strata(buffers, target):
     for stratum in range(num_strata):
         count = np.int64(0)
         for way in range(8):
-            count += buffers.strata[way, stratum]
-            buffers.strata[way, stratum] = 0
+            count += buffers.strata[stratum, way]
+            buffers.strata[stratum, way] = 0
         target.strata[stratum] += count
         slot = -1
         if stratum >= num_strata - 2:

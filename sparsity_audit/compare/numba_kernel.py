@@ -290,7 +290,7 @@ def _new_buffers(dtype: DType, *, full: bool) -> Buffers:
     code = CODE_DTYPE[dtype.itemsize]
     floats = {4: np.float32, 8: np.float64}.get(dtype.itemsize)
     strata = 2 * dtype.layout.num_exponents if full else 0
-    ways = 4 if dtype is DType.F32 else 1
+    ways = 8 if dtype is DType.F32 else 1
     listed = np.zeros((2, 16 * CHUNK), dtype=code)
     codes = _read_only(listed)
     values = codes if floats is None else codes.view(floats)
@@ -304,7 +304,7 @@ def _new_buffers(dtype: DType, *, full: bool) -> Buffers:
         term=work[3],
         squares=work[4],
         rounded=np.zeros(CHUNK, dtype=floats or np.float32),
-        distance=np.zeros(CHUNK, dtype=np.uint64),
+        distance=np.zeros(CHUNK, dtype=code),
         kind=np.zeros(CHUNK + 64, dtype=np.uint8),
         verdict=np.zeros(CHUNK + 64, dtype=np.uint8),
         places=np.zeros(CHUNK + 64, dtype=np.uint32),
@@ -318,8 +318,8 @@ def _new_buffers(dtype: DType, *, full: bool) -> Buffers:
         codes_b=codes[1],
         values_a=values[0],
         values_b=values[1],
-        cells=np.zeros((ways, strata * COLUMN_STRIDE), dtype=np.uint32),
-        strata=np.zeros((8, strata), dtype=np.uint32),
+        cells=np.zeros((strata * COLUMN_STRIDE, ways), dtype=np.uint32),
+        strata=np.zeros((strata, 8), dtype=np.uint32),
         joint=np.zeros(joint, dtype=np.uint32),
         columns=np.zeros(64, dtype=np.uint8),
         ignored=np.zeros((2, 5), dtype=np.int64),

@@ -13,16 +13,16 @@ from sparsity_audit.compare.numba_generic import (
     ATOL,
     BITWISE,
     CHUNK,
-    OPTIONS,
-    REL,
-    ULP,
+    COLUMN,
     FIRST_COLUMN,
     NEGATIVE_ZEROS,
+    OPTIONS,
+    REL,
     ROW,
-    COLUMN,
     ROWS_HELD,
-    WIDTH,
+    ULP,
     VALUE,
+    WIDTH,
     account,
     add_slot,
     count_base,
@@ -197,19 +197,17 @@ def count_rows(
             target.changed[1] += value
             if full:
                 buffers.state[NEGATIVE_ZEROS] += _negative_zeros(a, start, n, layout, buffers)
-                count_base(a, values_a, start, n, layout, target, buffers)
+                count_base(a[start : start + n], values_a[start : start + n], layout, target, buffers)
             if value or (bitwise and full):
-                codes_a, codes_b, first, listed = a, b, start, n
-                floats_a, floats_b = values_a, values_b
+                codes_a, codes_b = a[start : start + n], b[start : start + n]
+                floats_a, floats_b = values_a[start : start + n], values_b[start : start + n]
                 if mask_rule <= VALUE and 2 * bitwise <= n:
                     listed = _collect(a, b, start, buffers.bit_words, n, buffers.list_a, buffers.list_b)
-                    codes_a, codes_b, first = buffers.codes_a, buffers.codes_b, 0
-                    floats_a, floats_b = buffers.values_a, buffers.values_b
-                account(
-                    codes_a, codes_b, floats_a, floats_b, first, listed, layout, rules, target, buffers, full
-                )
+                    codes_a, codes_b = buffers.codes_a[:listed], buffers.codes_b[:listed]
+                    floats_a, floats_b = buffers.values_a[:listed], buffers.values_b[:listed]
+                account(codes_a, codes_b, floats_a, floats_b, layout, rules, target, buffers, full)
                 if full and rules.shrink > 0:
-                    count_decay(codes_b, first, listed, first_row + row, layout, rules, target, buffers)
+                    count_decay(codes_b, first_row + row, layout, rules, target, buffers)
                 if mask_rule > VALUE:
                     mask = rules.mask
                     verdicts(mask_rule, rules.parameters[mask], rules.limits[mask], n, buffers)
@@ -338,9 +336,11 @@ def joint_rows(
 def account_listed(listed, layout, rules, target, buffers):
     """Account the far pairs that `joint_rows` listed."""
     for start in range(0, listed, CHUNK):
+        stop = min(start + CHUNK, listed)
         account(
-            buffers.codes_a, buffers.codes_b, buffers.values_a, buffers.values_b, start,
-            min(CHUNK, listed - start), layout, rules, target, buffers, True,
+            buffers.codes_a[start:stop], buffers.codes_b[start:stop],
+            buffers.values_a[start:stop], buffers.values_b[start:stop],
+            layout, rules, target, buffers, True,
         )  # fmt: skip
 
 
@@ -366,7 +366,7 @@ def _fold_pair(place, count, layout, rules, target, buffers):
     size_a, plane = place & (JOINT_CODES - 1), place >> 15
     mantissa_bits = layout.mantissa_bits
     stratum = 2 * (size_a >> mantissa_bits) + np.int64((size_a & ((1 << mantissa_bits) - 1)) == 0)
-    buffers.strata[0, stratum] += np.uint32(count)
+    buffers.strata[stratum, 0] += np.uint32(count)
     x = _value_of(size_a, mantissa_bits)
     if size_a < layout.infinity:
         add_slot(target.base_sq_slots, x * x, count)
