@@ -37,6 +37,7 @@ from sparsity_audit.stats.rollup import (
 )
 from sparsity_audit.stats.rounding import fit_displacement, half_ulp_interval
 from sparsity_audit.stats.tally import Tally
+from sparsity_audit.stats.tolerance import tolerance_curve
 from sparsity_audit.stats.visible import visible_share
 from sparsity_audit.types import Criterion, DType, View
 
@@ -177,6 +178,7 @@ def _precision(
                     ulps=ulp_histogram(merged),
                     hidden=tuple(hidden_by_tolerance(merged, criterion) for criterion in tolerances),
                     half_ulp=law,
+                    tolerance=tolerance_curve(merged, dtype),
                 )
             )
     return tuple(records)

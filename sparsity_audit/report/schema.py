@@ -20,6 +20,7 @@ from sparsity_audit.stats.decay import DecayVerdict
 from sparsity_audit.stats.precision import ExponentRate, HiddenByTolerance, UlpHistogram
 from sparsity_audit.stats.rollup import Headline, Rollup, TensorSummary
 from sparsity_audit.stats.rounding import DisplacementFit, HalfUlpPrediction
+from sparsity_audit.stats.tolerance import TolerancePoint
 from sparsity_audit.stats.visible import VisibleShare
 from sparsity_audit.types import DType, View
 
@@ -36,6 +37,7 @@ __all__ = [
     "PrecisionRecord",
     "SkippedRecord",
     "TensorRecord",
+    "TolerancePoint",
     "ViewRollups",
     "VisibleRecord",
     "describe_checkpoint",
@@ -182,6 +184,7 @@ class PrecisionRecord:
         ulps: Changed entries by ULP distance.
         hidden: What each tolerance criterion hides of the `value` changes.
         half_ulp: Frozen share that the half-ULP law predicts, when a learning rate was given.
+        tolerance: Entries changed under atol:2^-k, k = 1 … 40; differences are the distribution of |Δ|.
     """
 
     view: View
@@ -192,6 +195,7 @@ class PrecisionRecord:
     ulps: UlpHistogram
     hidden: tuple[HiddenByTolerance, ...]
     half_ulp: HalfUlpPrediction | None
+    tolerance: tuple[TolerancePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
