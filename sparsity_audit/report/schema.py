@@ -184,7 +184,7 @@ class PrecisionRecord:
         ulps: Changed entries by ULP distance.
         hidden: What each tolerance criterion hides of the `value` changes.
         half_ulp: Frozen share that the half-ULP law predicts, when a learning rate was given.
-        tolerance: Entries changed under atol:2^-k, k = 1 … 40; differences are the distribution of |Δ|.
+        tolerance: Entries with |Δ| ≥ 2^k, k = -1 … -40; differences are the distribution of |Δ|.
     """
 
     view: View
