@@ -65,7 +65,7 @@ def test_an_unfinished_mask_cannot_be_opened_and_says_how_to_go_on(tmp_path):
     writer = MaskWriter(tmp_path / "m", _TENSORS, _METADATA)
     _fill(writer)
     writer.close()
-    with pytest.raises(MaskError, match=r"unfinished mask[^\0]*--resume"):
+    with pytest.raises(MaskError, match=r"unfinished mask[^\0]*goes on where it stopped"):
         open_mask(tmp_path / "m")
 
 
