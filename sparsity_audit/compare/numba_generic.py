@@ -48,7 +48,9 @@ __all__ = [
     "verdicts",
 ]
 
-OPTIONS: Final = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+# Without `_nrt` numba counts references to arrays inside the loops, which costs more than the work itself;
+# nothing here allocates. Callees are compiled in: after editing one, clear the callers' cache as well.
+OPTIONS: Final[Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
 CHUNK: Final = 2048
 """Entries of one chunk; `add_exact` sums that many 51-bit integers in 64 bits."""
 COLUMN_STRIDE: Final = 256
@@ -172,7 +174,7 @@ def _decode(values: Any, mantissa_bits: Any, out: Any) -> Any:
     del mantissa_bits, out
     if isinstance(values.dtype, types.Float):
 
-        def from_floats(values: Any, mantissa_bits: Any, out: Any) -> None:
+        def from_floats(values: Any, mantissa_bits: Any, out: Any) -> None:  # noqa: ARG001 - one signature
             for i in range(len(values)):
                 out[i] = values[i]
 
@@ -291,7 +293,9 @@ def judge(a, b, layout, buffers, specials):
         stratum = code(code(size_a >> mantissa_bits) << code(1)) | code((size_a & mantissa_mask) == 0)
         places[i] = np.uint32(np.uint32(stratum) * np.uint32(COLUMN_STRIDE)) + np.uint32(column)
         flips = code(flips + code(crossing & (larger < first_nan)))
-        normal = (code(size_a - smallest_normal) < normal_span) & (code(size_b - smallest_normal) < normal_span)
+        normal = (code(size_a - smallest_normal) < normal_span) & (
+            code(size_b - smallest_normal) < normal_span
+        )
         unusual = code(unusual | code(not normal))
     if unusual:
         _compare_specials(a, b, layout, specials)
@@ -402,7 +406,9 @@ def count_base(a, values, layout, target, buffers):
     mantissa_mask = code(code(code(1) << mantissa_bits) - code(1))
     for i in range(n):
         size = code(a[i] & magnitude_mask)
-        places[i] = np.uint32(code(code(size >> mantissa_bits) << code(1)) | code((size & mantissa_mask) == 0))
+        places[i] = np.uint32(
+            code(code(size >> mantissa_bits) << code(1)) | code((size & mantissa_mask) == 0)
+        )
     strata = buffers.strata
     for i in range(n):
         strata[places[i], np.uint64(i) & np.uint64(7)] += np.uint32(1)

@@ -130,7 +130,12 @@ class NumbaKernel:
         packed = bits if bits is not None and bits.flags.c_contiguous else None
         if bits is not None and packed is None:
             packed = np.empty(bits.shape, dtype=np.uint8)
-        _run(base, tuned, acc, scratch, (first_row, first_col), packed)
+        rows, cols = base.shape
+        if acc.spec.level == "full":
+            _prepare_columns(scratch, first_col, cols)
+        flat = None if packed is None else packed.reshape(-1)
+        a, b = _read_only(base.reshape(-1)), _read_only(tuned.reshape(-1))
+        _run(_Block(a, b, rows, cols, first_row, flat), acc, scratch)
         if bits is not None and packed is not bits:
             bits[...] = packed
 
@@ -158,57 +163,58 @@ class NumbaKernel:
         return acc.scratch
 
 
-def _run(
-    base: np.ndarray,
-    tuned: np.ndarray,
-    acc: Accumulator,
-    scratch: _Scratch,
-    origin: tuple[int, int],
-    bits: np.ndarray | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Flat read-only codes of both sides, their shape, and the flat packed mask (None: not wanted)."""
+
+    a: np.ndarray
+    b: np.ndarray
+    rows: int
+    cols: int
+    first_row: int
+    bits: np.ndarray | None
+
+    @property
+    def packed(self) -> np.ndarray:
+        return np.zeros(0, dtype=np.uint8) if self.bits is None else self.bits
+
+
+def _run(block: _Block, acc: Accumulator, scratch: _Scratch) -> None:
     rules, full = scratch.rules, acc.spec.level == "full"
-    if full:
-        _prepare_columns(scratch, origin[1], base.shape[1])
-    a, b = _read_only(base.reshape(-1)), _read_only(tuned.reshape(-1))
-    packed = np.zeros(0, dtype=np.uint8) if bits is None else bits.reshape(-1)
     mask_rule = int(rules.kinds[rules.mask])
     if full and acc.spec.dtype.itemsize == 2:
-        _run_joint(a, b, base.shape, origin[0], packed, bits is not None, scratch)
+        _run_joint(block, scratch)
         if mask_rule > generic.VALUE:
-            only_mask = scratch.target._replace(changed=np.zeros_like(acc.changed))
-            _run_generic(
-                a, b, base.shape, origin[0], packed, bits is not None, True, False, scratch, only_mask
-            )
-    elif full or max(rules.kinds) > generic.VALUE:
-        _run_generic(
-            a, b, base.shape, origin[0], packed, bits is not None, full, full, scratch, scratch.target
-        )
+            uncounted = scratch.target._replace(changed=np.zeros_like(acc.changed))
+            _run_generic(block, scratch, uncounted, want_axes=True, full=False)
+    elif full or rules.kinds.max() > generic.VALUE:
+        _run_generic(block, scratch, scratch.target, want_axes=full, full=full)
     else:
-        buffers = scratch.buffers
         rows_module.word_rows(
-            a, b, *base.shape, packed, bits is not None, mask_rule == generic.VALUE,
-            scratch.layout, buffers.pad_a, buffers.pad_b, acc.changed,
+            block.a, block.b, block.rows, block.cols, block.packed, block.bits is not None,
+            mask_rule == generic.VALUE, scratch.layout, scratch.buffers.pad_a, scratch.buffers.pad_b,
+            acc.changed,
         )  # fmt: skip
 
 
-def _run_generic(a, b, shape, first_row, bits, want_bits, want_axes, full, scratch, target):
-    values = (a, b)
-    if a.itemsize > 2:
-        values = (a.view(f"f{a.itemsize}"), b.view(f"f{a.itemsize}"))
+def _run_generic(block: _Block, scratch: _Scratch, target: Target, *, want_axes: bool, full: bool) -> None:
+    a, b = block.a, block.b
+    values = (a, b) if a.itemsize == 2 else (a.view(f"f{a.itemsize}"), b.view(f"f{a.itemsize}"))
     rows_module.count_rows(
-        a, b, *values, *shape, first_row, bits, want_bits, want_axes, full,
-        scratch.layout, scratch.rules, target, scratch.buffers,
+        a, b, values[0], values[1], block.rows, block.cols, block.first_row, block.packed,
+        block.bits is not None, want_axes, full, scratch.layout, scratch.rules, target, scratch.buffers,
     )  # fmt: skip
 
 
-def _run_joint(a, b, shape, first_row, bits, want_bits, scratch):
+def _run_joint(block: _Block, scratch: _Scratch) -> None:
     buffers, target, rules = scratch.buffers, scratch.target, scratch.rules
     mask_rule = int(rules.kinds[rules.mask])
     by_words = mask_rule <= generic.VALUE
     buffers.state[generic.ROW] = buffers.state[generic.COLUMN] = 0
-    while buffers.state[generic.ROW] < shape[0]:
+    while buffers.state[generic.ROW] < block.rows:
         listed = rows_module.joint_rows(
-            a, b, *shape, first_row, bits, want_bits and by_words, by_words, mask_rule == generic.VALUE,
+            block.a, block.b, block.rows, block.cols, block.first_row, block.packed,
+            block.bits is not None and by_words, by_words, mask_rule == generic.VALUE,
             scratch.layout, target.changed, target.rows, target.cols, buffers.joint, buffers.places,
             buffers.pad_a, buffers.pad_b, buffers.list_a, buffers.list_b, buffers.columns, buffers.state,
         )  # fmt: skip

@@ -59,11 +59,6 @@ JOINT_PLANES = 18
 _RADIUS = 8
 _FAR_PLANE = 17
 _MAX_ROWS_PER_BYTE = 255
-_EQUAL_ZEROS = _RADIUS * JOINT_CODES
-# Places are counted some groups after they were written: a scalar load right behind the vector store that
-# it reads from waits for it, and this way vector and scalar work overlap.
-_LAG = 8
-_RING_MASK = 15
 
 
 @njit(**OPTIONS)
@@ -251,16 +246,9 @@ def word_rows(a, b, rows, cols, bits, want_bits, use_value, layout, pad_a, pad_b
 
 
 @njit(**OPTIONS)
-def _count_group(joint, places, group):
-    first = (group & _RING_MASK) << 6
-    for i in range(first, first + 64):
-        joint[places[np.uint64(i)]] += np.uint32(1)
-
-
-@njit(**OPTIONS)
 def joint_rows(
-    a, b, rows, cols, first_row, bits, want_bits, want_axes, use_value, layout, changed, row_counts, col_counts,
-    joint, places, pad_a, pad_b, list_a, list_b, columns, state,
+    a, b, rows, cols, first_row, bits, want_bits, want_axes, use_value, layout, changed, row_counts,
+    col_counts, joint, places, pad_a, pad_b, list_a, list_b, columns, state,
 ):  # fmt: skip
     """Count a block of 16-bit float codes through the joint table, from the row and column in `state` on.
 
@@ -269,7 +257,7 @@ def joint_rows(
     """
     row_bytes = (cols + 7) >> 3
     row, column = state[ROW], state[COLUMN]
-    listed = group = padding = np.int64(0)
+    listed = np.int64(0)
     while row < rows:
         if want_axes and column == 0:
             _begin_row(columns, col_counts, state)
@@ -277,23 +265,19 @@ def joint_rows(
             if listed > len(list_a) - CHUNK:
                 break
             stop = min(column + CHUNK, cols)
-            bitwise = value = in_mask = zeros = np.int64(0)
+            bitwise = value = in_mask = zeros = group = np.int64(0)
             while column < stop:
                 n = min(64, stop - column)
                 first = row * cols + column
                 if n == 64:
                     prefetch(a, first + CHUNK)
                     prefetch(b, first + CHUNK)
-                    differ, as_numbers, far = joint_words(
-                        a, b, first, layout.infinity, places, (group & _RING_MASK) << 6
-                    )
+                    differ, as_numbers, far = joint_words(a, b, first, layout.infinity, places, group)
                     zeros += count_ones(equal_word(a, first, layout.negative_zero))
                 else:
                     _pad(a, first, n, pad_a)
                     _pad(b, first, n, pad_b)
-                    differ, as_numbers, far = joint_words(
-                        pad_a, pad_b, 0, layout.infinity, places, (group & _RING_MASK) << 6
-                    )
+                    differ, as_numbers, far = joint_words(pad_a, pad_b, 0, layout.infinity, places, group)
                     zeros += count_ones(equal_word(pad_a, 0, layout.negative_zero))
                 bitwise += count_ones(differ)
                 value += count_ones(as_numbers)
@@ -312,10 +296,9 @@ def joint_rows(
                     in_mask += count_ones(word)
                     add_bits(columns, column, word)
                 column += n
-                padding += 64 - n
-                group += 1
-                if group >= _LAG:
-                    _count_group(joint, places, group - _LAG)
+                group += n
+            for i in range(group):
+                joint[places[i]] += np.uint32(1)
             changed[0] += bitwise
             changed[1] += value
             state[NEGATIVE_ZEROS] += zeros
@@ -325,9 +308,6 @@ def joint_rows(
             break
         column = 0
         row += 1
-    for waiting in range(max(0, group - _LAG + 1), group):
-        _count_group(joint, places, waiting)
-    joint[_EQUAL_ZEROS] -= np.uint32(padding)
     state[ROW], state[COLUMN] = row, column
     return listed
 
@@ -340,7 +320,7 @@ def account_listed(listed, layout, rules, target, buffers):
         account(
             buffers.codes_a[start:stop], buffers.codes_b[start:stop],
             buffers.values_a[start:stop], buffers.values_b[start:stop],
-            layout, rules, target, buffers, True,
+            layout, rules, target, buffers, full=True,
         )  # fmt: skip
 
 

@@ -5,13 +5,14 @@ CPU has mask registers a 64-bit word of results is one compare. Bit i of a word 
 Arrays are one-dimensional and contiguous; the caller guarantees that 64 entries can be read or written.
 """
 
+# ruff: noqa: ARG001 - numba reads the argument names and types of an intrinsic; its body uses neither.
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 from numba.np import arrayobj
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "store_word",
 ]
 
+intrinsic: Any = _intrinsic
+"""Typed loosely: a call passes all arguments but the typing context."""
 _LANES = 64
 _JOINT_RADIUS = 8
 """Largest distance in the joint table; `numba_blocks16` lays its planes out by it."""
@@ -48,7 +51,8 @@ def _splat(builder: Any, scalar: Any) -> Any:
     vector = ir.VectorType(scalar.type, _LANES)
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), None))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), None)
+    return builder.shuffle_vector(first, undefined, lanes)
 
 
 def _constant(lane: ir.IntType, value: int) -> Any:
@@ -77,10 +81,8 @@ def _count_bits(name: str, builder: Any, x: Any) -> Any:
 @intrinsic
 def count_ones(typing_context: Any, x: Any) -> Any:
     """Number of 1 bits, as int64."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del context, signature
         return builder.ctpop(args[0])
 
     return types.int64(types.uint64), generate
@@ -89,10 +91,8 @@ def count_ones(typing_context: Any, x: Any) -> Any:
 @intrinsic
 def lowest_bit(typing_context: Any, x: Any) -> Any:
     """Position of the lowest 1 bit of a word that is not 0."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del context, signature
         return _count_bits("llvm.cttz", builder, args[0])
 
     return types.uint64(types.uint64), generate
@@ -101,10 +101,8 @@ def lowest_bit(typing_context: Any, x: Any) -> Any:
 @intrinsic
 def bit_length(typing_context: Any, x: Any) -> Any:
     """Bits of an unsigned integer without leading zeros."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del context, signature
         lane = args[0].type
         return builder.sub(ir.Constant(lane, lane.width), _count_bits("llvm.ctlz", builder, args[0]))
 
@@ -114,11 +112,9 @@ def bit_length(typing_context: Any, x: Any) -> Any:
 @intrinsic
 def float_bits(typing_context: Any, x: Any) -> Any:
     """The code of a float, as a signed integer of its width."""
-    del typing_context
     width = x.bitwidth
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del context, signature
         return builder.bitcast(args[0], ir.IntType(width))
 
     return (types.int32 if width == 32 else types.int64)(x), generate
@@ -127,10 +123,8 @@ def float_bits(typing_context: Any, x: Any) -> Any:
 @intrinsic
 def from_float_bits(typing_context: Any, x: Any) -> Any:
     """The float64 with the int64 code x."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del context, signature
         return builder.bitcast(args[0], ir.DoubleType())
 
     return types.float64(types.int64), generate
@@ -139,7 +133,6 @@ def from_float_bits(typing_context: Any, x: Any) -> Any:
 @intrinsic
 def equal_word(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Bits of the entries array[index:index+64] equal to `value` (of the array's dtype)."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         codes = _load(context, builder, signature.args[0], args[0], args[1])
@@ -151,7 +144,6 @@ def equal_word(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
 @intrinsic
 def nonzero_word(typing_context: Any, array: Any, index: Any) -> Any:
     """Bits of the entries array[index:index+64] that are not zero."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values = _load(context, builder, signature.args[0], args[0], args[1])
@@ -163,7 +155,6 @@ def nonzero_word(typing_context: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask for the cache lines of array[index:index+64]; the place may lie beyond the end."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array_type, wide = signature.args[0], ir.IntType(32)
@@ -182,7 +173,6 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def store_word(typing_context: Any, array: Any, index: Any, word: Any) -> Any:
     """Write a 64-bit word over array[index:index+8] of bytes."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = arrayobj.make_array(signature.args[0])(context, builder, args[0]).data
@@ -196,7 +186,6 @@ def store_word(typing_context: Any, array: Any, index: Any, word: Any) -> Any:
 @intrinsic
 def add_bits(typing_context: Any, array: Any, index: Any, word: Any) -> Any:
     """Add bit i of `word` to the byte array[index + i]."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8)
@@ -214,7 +203,6 @@ def differing_words(
     typing_context: Any, base: Any, tuned: Any, index: Any, magnitude_mask: Any, first_nan: Any
 ) -> Any:
     """Bits of the 64 entries whose codes differ, and of those that differ as numbers."""
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         a = _load(context, builder, signature.args[0], args[0], args[2])
@@ -242,9 +230,9 @@ def joint_words(
     """Table places of 64 pairs of 16-bit codes; returns the words (differ, differ as numbers, far).
 
     places[place + i] = plane · 2¹⁵ + |base code|. A pair whose codes have one sign, are finite, not zero
-    and at most 8 apart (or are equal) lies in plane 8 + signed distance of the magnitudes, a *far* one in plane 17.
+    and at most 8 apart (or are equal) lies in plane 8 + signed distance of the magnitudes, a *far* one in
+    plane 17.
     """
-    del typing_context
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         short, wide = ir.IntType(16), ir.IntType(32)
