@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparsity_audit.stats.grid import Stratum, describe
 from sparsity_audit.stats.strata import NAN_PAYLOAD, SPECIAL, ZERO_SIGN
 from sparsity_audit.stats.tally import ViewTally
@@ -154,17 +156,19 @@ def fit_displacement(view: ViewTally, dtype: DType) -> DisplacementFit:
             reason=reason,
         )
 
+    table = _Table(rows)
     log_sigma = _minimise(
-        lambda x: _deviance(rows, [_rate(r.place, 2.0**x) for r in rows]),
+        lambda x: table.deviance(*table.log_rates(2.0**x)),
         low=max(math.log2(min(r.place.gap_in for r in rows)) - 5, _LOWEST_LOG_SIGMA),
         high=math.log2(max(r.place.gap_out for r in rows)) + 15,
     )
-    rates = [_rate(r.place, 2.0**log_sigma) for r in rows]
-    deviance = _deviance(rows, rates)
-    constant = _deviance(rows, [_Rate.of(changed / entries)] * len(rows))
+    log_changed, log_frozen = table.log_rates(2.0**log_sigma)
+    deviance = table.deviance(log_changed, log_frozen)
+    overall = changed / entries
+    constant = table.deviance(np.full(len(rows), math.log(overall)), np.full(len(rows), math.log1p(-overall)))
     residuals = [
-        abs(r.changed / r.entries - rate.changed)
-        for r, rate in zip(rows, rates, strict=True)
+        abs(r.changed / r.entries - math.exp(rate))
+        for r, rate in zip(rows, log_changed.tolist(), strict=True)
         if r.entries >= _MIN_ROW_ENTRIES
     ]
     return DisplacementFit(
@@ -194,48 +198,45 @@ def _rows(view: ViewTally, dtype: DType) -> list[_Row]:
     return rows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rate:
-    """A probability with the logarithms of itself and its complement, both finite."""
+class _Table:
+    """The strata as arrays: the fit asks for the rates at about a hundred σ a tensor."""
 
-    changed: float
-    log_changed: float
-    log_frozen: float
+    def __init__(self, rows: list[_Row]) -> None:
+        self._out = np.array([row.place.gap_out for row in rows])
+        self._in = np.array([row.place.gap_in for row in rows])
+        self._changed = np.array([row.changed for row in rows], dtype=np.float64)
+        self._frozen = np.array([row.entries - row.changed for row in rows], dtype=np.float64)
+        total = self._changed + self._frozen
+        with np.errstate(divide="ignore"):
+            log_changed, log_frozen = np.log(self._changed / total), np.log(self._frozen / total)
+        self._saturated = _times(self._changed, log_changed) + _times(self._frozen, log_frozen)
 
-    @classmethod
-    def of(cls, changed: float) -> _Rate:
-        return cls(changed=changed, log_changed=math.log(changed), log_frozen=math.log1p(-changed))
+    def log_rates(self, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of P(changed) and P(frozen) of each stratum."""
+        scale = 2 * sigma * math.sqrt(2.0)
+        with np.errstate(over="ignore"):
+            out, inward = self._out / scale, self._in / scale
+        changed = 0.5 * (_map(math.erfc, out) + _map(math.erfc, inward))
+        frozen = 0.5 * (_map(math.erf, out) + _map(math.erf, inward))
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            # Where both tails underflow the nearer boundary dominates: log erfc(x) for large x to relative
+            # 1/(2x²), Abramowitz and Stegun 7.1.23, first term.
+            tail = -inward * inward - np.log(inward * math.sqrt(math.pi))
+            return np.where(changed > 0, np.log(changed), tail), np.log(frozen)
+
+    def deviance(self, log_changed: np.ndarray, log_frozen: np.ndarray) -> float:
+        """2·(saturated − fitted) log-likelihood; infinity where a rate excludes what happened."""
+        fitted = _times(self._changed, log_changed) + _times(self._frozen, log_frozen)
+        return max(0.0, 2 * math.fsum((self._saturated - fitted).tolist()))
 
 
-def _rate(place: Stratum, sigma: float) -> _Rate:
-    scale = 2 * sigma * math.sqrt(2.0)
-    out, inward = place.gap_out / scale, place.gap_in / scale
-    changed = 0.5 * (math.erfc(out) + math.erfc(inward))
-    frozen = 0.5 * (math.erf(out) + math.erf(inward))
-    # The nearer boundary dominates where both tails underflow.
-    log_changed = math.log(changed) if changed > 0 else _log_erfc_tail(inward)
-    return _Rate(
-        changed=changed,
-        log_changed=log_changed,
-        log_frozen=math.log(frozen) if frozen > 0 else -math.inf,
-    )
+def _map(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
+    return np.array([function(value) for value in values.tolist()])
 
 
-def _log_erfc_tail(x: float) -> float:
-    """Log erfc(x) for large x, to relative 1/(2x²): Abramowitz and Stegun 7.1.23, first term."""
-    return -x * x - math.log(x * math.sqrt(math.pi))
-
-
-def _deviance(rows: list[_Row], rates: list[_Rate]) -> float:
-    """2·(saturated − fitted) log-likelihood; infinity where a rate excludes what happened."""
-    terms = []
-    for row, rate in zip(rows, rates, strict=True):
-        frozen = row.entries - row.changed
-        if row.changed:
-            terms.append(row.changed * (math.log(row.changed / row.entries) - rate.log_changed))
-        if frozen:
-            terms.append(frozen * (math.log(frozen / row.entries) - rate.log_frozen))
-    return max(0.0, 2 * math.fsum(terms))
+def _times(counts: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    """Counts · logs, where no count makes any logarithm count for nothing."""
+    return np.multiply(counts, logs, out=np.zeros(len(counts)), where=counts > 0)
 
 
 def _minimise(function: Callable[[float], float], *, low: float, high: float) -> float:
