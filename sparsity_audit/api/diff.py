@@ -80,7 +80,7 @@ def plan_diff(
         num_entries=plan.num_entries,
         num_bytes=plan.num_bytes,
         accounts=AccountRecord(base=alignment.account("base"), tuned=alignment.account("tuned")),
-        criteria=tuple(c.key for c in (*_counted(criteria), *prepared.tops)),
+        criteria=tuple(c.key for c in (*_counted(criteria, stats), *prepared.tops)),
         leftovers=tuple(lost),
         findings=alignment.findings,
     )
@@ -188,7 +188,7 @@ def _prepare(
     unit_bytes: int | None,
 ) -> _Prepared:
     asked = [c if isinstance(c, Criterion) else Criterion.parse(c) for c in criteria]
-    counted = _counted(criteria)
+    counted = _counted(criteria, stats)
     chosen = asked[0] if asked else Criterion.parse("value")
     sides = open_checkpoint(base), open_checkpoint(tuned)
     if sides[0].resolved == sides[1].resolved:
@@ -224,8 +224,9 @@ def _prepare(
     )
 
 
-def _counted(criteria: Sequence[Criterion | str]) -> tuple[Criterion, ...]:
-    return default_criteria(tuple(c if isinstance(c, Criterion) else Criterion.parse(c) for c in criteria))
+def _counted(criteria: Sequence[Criterion | str], level: Level) -> tuple[Criterion, ...]:
+    asked = tuple(c if isinstance(c, Criterion) else Criterion.parse(c) for c in criteria)
+    return default_criteria(asked, level=level)
 
 
 def _half_ulp_question(lr: float | None, weights_dtype: str | None) -> tuple[float, DType] | None:
@@ -270,8 +271,13 @@ def _select_tops(
         )
         found.extend(selections)
         tallies = tuple(
-            tally.with_count(criterion.key, count, served=view is View.SERVED)
-            for tally, count in zip(tallies, selected, strict=True)
+            tally.with_count(
+                criterion.key,
+                part.count,
+                served=view is View.SERVED,
+                lines=(part.rows, part.cols) if criterion == prepared.criterion else None,
+            )
+            for tally, part in zip(tallies, selected, strict=True)
         )
     return tallies, tuple(found)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sparsity_audit.align.records import Alignment, Pair
 from sparsity_audit.checkpoint.store import Catalogue
+from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.types import Criterion
 
@@ -190,7 +191,11 @@ def _plan_key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def default_criteria(extra: tuple[Criterion, ...] = ()) -> tuple[Criterion, ...]:
-    """`bitwise`, `value`, the two published tolerances, then what the user added, without repeats."""
-    published = tuple(Criterion.parse(text) for text in ("bitwise", "value", "atol:1e-5", "rel:1e-3"))
-    return tuple(dict.fromkeys(published + tuple(c for c in extra if c.kind != "top")))
+def default_criteria(extra: tuple[Criterion, ...] = (), *, level: Level = "full") -> tuple[Criterion, ...]:
+    """`bitwise`, `value`, the published tolerances, then what the user added, without repeats.
+
+    Level `counts` leaves the tolerances to the user: without them a kernel needs no arithmetic at all.
+    """
+    texts = ("bitwise", "value") if level == "counts" else ("bitwise", "value", "atol:1e-5", "rel:1e-3")
+    standard = tuple(Criterion.parse(text) for text in texts)
+    return tuple(dict.fromkeys(standard + tuple(c for c in extra if c.kind != "top")))

@@ -6,15 +6,14 @@ position), never by position alone, which would make two runs agree where they d
 
 Method: radix selection. An entry's key is (|Δ| code, 63 bits, descending; hash, 64 bits, ascending). Each
 histogram pass resolves one digit of the key; it stops as soon as the bin that holds the cut is small
-enough to collect, or needs no splitting. Then one pass writes bits with the exact threshold. On bf16
-pairs the first digit (exponent and 11 mantissa bits) is nearly always the whole of |Δ|: two or three
-passes do.
+enough to collect. One pass collects it, and one writes bits with the exact threshold. On bf16 pairs the
+first digit (exponent and 11 mantissa bits) is nearly always the whole of |Δ|: three passes do.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, DType, View
 
-__all__ = ["TopSelection", "select_top"]
+__all__ = ["PairSelection", "TopSelection", "select_top"]
 
 _DIGIT_BITS = (22, 21, 20, 22, 21, 21)  # of the 63-bit code, then of the 64-bit hash
 _CODE_DIGITS = 3
@@ -57,6 +56,26 @@ class TopSelection:
     ties_selected: int
 
 
+@dataclass(slots=True, kw_only=True)
+class PairSelection:
+    """What was selected of one pair: entries in all, per row and per column (int64)."""
+
+    count: int
+    rows: np.ndarray
+    cols: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, cols: int) -> PairSelection:
+        """Nothing selected of a rows × cols pair."""
+        return cls(count=0, rows=np.zeros(rows, dtype=np.int64), cols=np.zeros(cols, dtype=np.int64))
+
+    def add(self, unit: WorkUnit, part: PairSelection) -> None:
+        """Add what was selected of one unit."""
+        self.count += part.count
+        self.rows[unit.rows[0] : unit.rows[1]] += part.rows
+        self.cols[unit.cols[0] : unit.cols[1]] += part.cols
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
     """Entries with a key before (code, hash) in the order are selected, and that one."""
@@ -73,11 +92,11 @@ def select_top(
     view: View,
     workers: int,
     bits: BitSink | None,
-) -> tuple[tuple[TopSelection, ...], tuple[int, ...]]:
+) -> tuple[tuple[TopSelection, ...], tuple[PairSelection, ...]]:
     """Select the largest movements and write their bits.
 
     Args:
-        plan: The pairs; read again, two to seven times.
+        plan: The pairs; read again, three times or more (docs/design/top-k.md counts the passes).
         tallies: The pairs' tallies, for their fingerprints.
         criterion: A `top` criterion.
         view: The view whose Δ counts.
@@ -85,12 +104,12 @@ def select_top(
         bits: Where mask bits go; None to count only.
 
     Returns:
-        One selection over the checkpoint, or one a pair when the criterion is per tensor; and the
-        number of selected entries of each pair.
+        One selection over the checkpoint, or one a pair when the criterion is per tensor; and what was
+        selected of each pair.
     """
     seeds = [_seed(pair.name, tally) for pair, tally in zip(plan.pairs, tallies, strict=True)]
     groups = [[i] for i in range(len(plan.pairs))] if criterion.per_tensor else [list(range(len(plan.pairs)))]
-    selected = [0] * len(plan.pairs)
+    selected = [PairSelection.empty(*pair.base.rows_cols) for pair in plan.pairs]
     selections = []
     base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
     try:
@@ -100,12 +119,12 @@ def select_top(
             reader = _Reader(plan, units, seeds, view, workers, base, tuned)
             selection, cut = _select(reader, criterion, sum(plan.pairs[i].base.num_entries for i in group))
             selections.append(selection)
-            for unit, count in reader.write(cut, bits):
-                selected[unit.pair] += count
+            for unit, part in reader.write(cut, bits):
+                selected[unit.pair].add(unit, part)
     finally:
         base.close()
         tuned.close()
-    assert sum(selected) == sum(s.selected for s in selections), (selected, selections)
+    assert sum(part.count for part in selected) == sum(s.selected for s in selections), selections
     return tuple(selections), tuple(selected)
 
 
@@ -214,26 +233,30 @@ class _Reader:
             sum(f) for _, f in self._map(lambda c, h: int(np.count_nonzero((c == code) & (h <= last))))
         )
 
-    def write(self, cut: _Cut | None, bits: BitSink | None) -> list[tuple[WorkUnit, int]]:
-        """Write mask bits; returns the selected entries of each unit."""
+    def write(self, cut: _Cut | None, bits: BitSink | None) -> Iterator[tuple[WorkUnit, PairSelection]]:
+        """Write mask bits; yields what was selected of each unit."""
 
-        def work(unit: WorkUnit) -> int:
-            count = 0
+        def work(unit: WorkUnit) -> PairSelection:
+            part = PairSelection.empty(unit.rows[1] - unit.rows[0], unit.cols[1] - unit.cols[0])
             for block, base_codes, tuned_codes in self._blocks(unit):
                 codes, hashes = self._keys(unit, block.row, block.col, base_codes, tuned_codes)
                 chosen = np.zeros(codes.shape, dtype=np.bool_)
                 if cut is not None:
                     code = np.uint64(cut.code)
                     chosen = (codes > code) | ((codes == code) & (hashes <= np.uint64(cut.hash)))
-                count += int(np.count_nonzero(chosen))
+                chosen = chosen.reshape(base_codes.shape)
+                part.count += int(np.count_nonzero(chosen))
+                row, col = block.row - unit.rows[0], block.col - unit.cols[0]
+                part.rows[row : row + block.num_rows] += np.count_nonzero(chosen, axis=1)
+                part.cols[col : col + block.num_cols] += np.count_nonzero(chosen, axis=0)
                 if bits is not None:
-                    packed = np.packbits(chosen.reshape(base_codes.shape), axis=-1, bitorder="little")
+                    packed = np.packbits(chosen, axis=-1, bitorder="little")
                     bits.write(
                         self._plan.pairs[unit.pair], first_row=block.row, first_col=block.col, bits=packed
                     )
-            return count
+            return part
 
-        return list(in_threads(work, self._units, workers=self._workers))
+        return in_threads(work, self._units, workers=self._workers)
 
     def _map(self, function):
         def work(unit: WorkUnit) -> list:

@@ -224,8 +224,21 @@ class Tally:
             axes=None if self.axes is None or other.axes is None else self.axes.merge(other.axes),
         )
 
-    def with_count(self, criterion: str, changed: int, *, served: bool) -> Tally:
-        """This tally with one more criterion counted, in the served view where asked and there is one."""
+    def with_count(
+        self, criterion: str, changed: int, *, served: bool, lines: tuple[np.ndarray, np.ndarray] | None
+    ) -> Tally:
+        """This tally with one more criterion counted, in the served view where asked and there is one.
+
+        Args:
+            criterion: Its key.
+            changed: Entries changed under it.
+            served: Whether it was counted in the served view.
+            lines: Row and column counts that replace the present ones, when it is the mask criterion.
+        """
+        if lines is not None and self.axes is not None:
+            axes = dataclasses.replace(self.axes, rows=lines[0], cols=lines[1])
+            selected = dataclasses.replace(self, axes=axes)
+            return selected.with_count(criterion, changed, served=served, lines=None)
         if served and self.served is not None:
             counts = {**self.served.changed, criterion: changed}
             return dataclasses.replace(self, served=dataclasses.replace(self.served, changed=counts))

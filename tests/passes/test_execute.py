@@ -32,7 +32,9 @@ def test_the_pass_equals_the_reference_kernel_on_whole_tensors(addition: Path) -
     plan = plan_of(addition / "base-bf16", addition / "grpo-bf16-lr1e-4-seed0", unit_bytes=3000)
     bits = BitCollector()
     tallies = run_plan(plan, kernel=NumpyKernel(), bits=bits)
-    number = next(i for i, pair in enumerate(plan.pairs) if pair.name == "model.layers.1.self_attn.k_proj.weight")
+    number = next(
+        i for i, pair in enumerate(plan.pairs) if pair.name == "model.layers.1.self_attn.k_proj.weight"
+    )
     pair, spec = plan.pairs[number], plan.specs[number]
     codes = [_codes(side, part) for side, part in ((plan.base, pair.base), (plan.tuned, pair.tuned))]
     rows, cols = pair.base.rows_cols
@@ -41,7 +43,9 @@ def test_the_pass_equals_the_reference_kernel_on_whole_tensors(addition: Path) -
     ReferenceKernel().compare(*codes, acc, first_row=0, first_col=0, bits=packed)
     assert tallies[number].native == acc.view_tally()
     assert tallies[number].axes == acc.axis_counts()
-    assert np.array_equal(np.unpackbits(packed, axis=1, bitorder="little").astype(bool), bits.masks[pair.name])
+    assert np.array_equal(
+        np.unpackbits(packed, axis=1, bitorder="little").astype(bool), bits.masks[pair.name]
+    )
 
 
 def _codes(catalogue, part) -> np.ndarray:

@@ -32,18 +32,27 @@ def _pair(write_checkpoint, base: dict, tuned: dict, **kwargs):
 def test_the_selection_is_the_k_largest_of_a_sort(write_checkpoint, monkeypatch, limit: int, k: int) -> None:
     monkeypatch.setattr(topk, "_COLLECT_LIMIT", limit)
     rng = np.random.default_rng(k)
-    base = {"a": rng.normal(size=(20, 70)).astype(np.float32), "b": rng.normal(size=(600,)).astype(np.float32)}
+    base = {
+        "a": rng.normal(size=(20, 70)).astype(np.float32),
+        "b": rng.normal(size=(600,)).astype(np.float32),
+    }
     tuned = {n: (w + rng.normal(size=w.shape) * 1e-3).astype(np.float32) for n, w in base.items()}
     (selection,), counts, masks = _select(_pair(write_checkpoint, base, tuned, unit_bytes=512), f"top:{k}")
-    delta = np.concatenate([np.abs(tuned[n].astype(float) - base[n].astype(float)).ravel() for n in ("a", "b")])
+    delta = np.concatenate(
+        [np.abs(tuned[n].astype(float) - base[n].astype(float)).ravel() for n in ("a", "b")]
+    )
     chosen = np.concatenate([masks["a"][:, :70].ravel(), masks["b"][0, :600]])
-    assert selection.selected == k == chosen.sum() == sum(counts)
+    assert selection.selected == k == chosen.sum() == sum(part.count for part in counts)
     assert np.array_equal(np.sort(delta[chosen]), np.sort(delta)[len(delta) - k :])
     assert selection.threshold == delta[chosen].min()
+    assert np.array_equal(counts[0].rows, masks["a"].sum(axis=1))
+    assert np.array_equal(counts[0].cols, masks["a"][:, :70].sum(axis=0))
 
 
 @pytest.mark.parametrize("limit", [1 << 20, 5])
-def test_ties_at_the_cut_are_counted_and_exactly_enough_are_taken(write_checkpoint, monkeypatch, limit) -> None:
+def test_ties_at_the_cut_are_counted_and_exactly_enough_are_taken(
+    write_checkpoint, monkeypatch, limit
+) -> None:
     monkeypatch.setattr(topk, "_COLLECT_LIMIT", limit)
     base = np.zeros((40, 40), dtype=np.float32)
     tuned = np.full((40, 40), 0.5, dtype=np.float32)
@@ -79,7 +88,7 @@ def test_an_update_that_moved_nothing_selects_nothing(write_checkpoint) -> None:
     same = np.ones((4, 4), dtype=np.float32)
     plan = _pair(write_checkpoint, {"w": same, "v": same}, {"w": same, "v": same})
     (selection,), counts, masks = _select(plan, "top:50%")
-    assert (selection.selected, selection.threshold, counts) == (0, None, (0, 0))
+    assert (selection.selected, selection.threshold, [part.count for part in counts]) == (0, None, [0, 0])
     assert not masks["w"].any()
 
 
@@ -94,7 +103,9 @@ def test_bf16_selections_per_tensor_equal_a_sort(tmp_path_factory, seed: int, k:
     for name, codes in (("base", base), ("tuned", tuned)):
         text = json.dumps({"w": {"dtype": "BF16", "shape": [6, 10], "data_offsets": [0, 120]}}).encode()
         (folder / name).mkdir()
-        (folder / name / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + codes.tobytes())
+        (folder / name / "model.safetensors").write_bytes(
+            len(text).to_bytes(8, "little") + text + codes.tobytes()
+        )
     (selection,), _, masks = _select(plan_of(folder / "base", folder / "tuned"), f"top:{k}:tensor")
     values = [(codes.astype(np.uint32) << 16).view(np.float32).astype(float) for codes in (base, tuned)]
     delta = np.abs(values[1] - values[0]).ravel()
@@ -109,5 +120,6 @@ def test_the_result_does_not_depend_on_workers_or_units(addition) -> None:
     for unit_bytes, workers in ((1 << 26, 1), (4096, 2)):
         plan = plan_of(addition / "base-bf16", addition / "grpo-bf16-seed0", unit_bytes=unit_bytes)
         selections, counts, masks = _select(plan, "top:5%", workers=workers)
-        found.append((selections, counts, {n: m.tobytes() for n, m in masks.items()}))
+        lines = [(part.count, part.rows.tolist(), part.cols.tolist()) for part in counts]
+        found.append((selections, lines, {n: m.tobytes() for n, m in masks.items()}))
     assert found[0] == found[1]
