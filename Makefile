@@ -1,7 +1,7 @@
 # make demo   create .venv, audit a real base/RL pair, print the table
 # make test   create .venv, run the tests
 # make check  what CI runs: lint, types, layers, generated docs, tests, notebooks
-# make bench  the ratios of docs/benchmarks (needs an otherwise idle machine and about 12 GB of disk)
+# make bench  the ratios of benchmarks/README.md (an otherwise idle machine, about 15 GB of disk)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,8 +25,7 @@ demo: $(STAMP)
 	    --lr 1e-4 --weights-dtype bf16 -o demo-output --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not serial" tests
-	$(BIN)/python -m pytest -q -m "serial and not slow" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests
