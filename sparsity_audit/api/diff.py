@@ -18,6 +18,7 @@ from typing import Any
 from sparsity_audit.align.match import match
 from sparsity_audit.align.records import Alignment
 from sparsity_audit.api.gates import Expectations, judge
+from sparsity_audit.api.presets import apply_preset, preset_criteria
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import Level
@@ -96,6 +97,7 @@ def diff(
     stats: Level = "full",
     lr: float | None = None,
     weights_dtype: str | None = None,
+    preset: str | None = None,
     output: str | Path | None = None,
     mask: str | Path | None = None,
     overwrite: bool = False,
@@ -119,6 +121,7 @@ def diff(
         stats: `full`, or `counts` for criteria, fingerprints and masks alone.
         lr: Peak learning rate, for the half-ULP law.
         weights_dtype: `bf16` or `fp32`: how the trainer kept the weights between steps.
+        preset: `mukherjee2025` or `zhu2025`: also compute what that paper computes.
         output: Directory for the report; nothing is written without it.
         mask: Directory for the update mask.
         overwrite: Replace what an earlier run left in `output` and `mask`.
@@ -136,6 +139,8 @@ def diff(
     started = time.time()
     note = on_note or (lambda _text: None)
     expectations = expectations or Expectations()
+    if preset is not None:
+        criteria = preset_criteria(preset, criteria)
     prepared = _prepare(
         base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes
     )
@@ -173,6 +178,8 @@ def diff(
             )
         )
         report = replace(report, gates=judge(expectations, report))
+        if preset is not None:
+            report = replace(report, preset=apply_preset(report, preset))
         outputs.finish(report, tallies, facts={"started": started, "workers": workers, "device": where})
     return report
 

@@ -199,7 +199,7 @@ def _served(tensor: TensorRecord) -> ViewSummary:
 def _caveats(report: DiffReport, kept: Sequence[TensorRecord]) -> Iterable[str]:
     if report.level == "counts":
         yield (
-            "NaN and infinite entries were not counted (--stats counts); the paper's arithmetic calls an entry "
+            "NaN and infinite entries were not counted (--stats counts); the papers call an entry "
             "changed where both sides hold the same one, this number does not"
         )
     else:

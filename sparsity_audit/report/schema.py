@@ -16,6 +16,7 @@ from sparsity_audit.align.records import Account, Alignment
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import CorruptCheckpointError
 from sparsity_audit.passes.topk import TopSelection
+from sparsity_audit.report.preset import PresetResult
 from sparsity_audit.stats.decay import DecayVerdict
 from sparsity_audit.stats.precision import ExponentRate, HiddenByTolerance, UlpHistogram
 from sparsity_audit.stats.rollup import Headline, Rollup, TensorSummary
@@ -241,6 +242,7 @@ class DiffReport:
         skipped: Matched, not compared.
         findings: What a reader must know, in sentences.
         gates: Stated expectations.
+        preset: The number of a paper, where one was asked for.
     """
 
     format: str = FORMAT
@@ -263,6 +265,7 @@ class DiffReport:
     skipped: tuple[SkippedRecord, ...]
     findings: tuple[str, ...]
     gates: tuple[GateResult, ...] = ()
+    preset: PresetResult | None = None
 
     def headline(self, criterion: str, view: View) -> Headline | None:
         """The headline of one criterion; native where the pair has no served view of its own."""
