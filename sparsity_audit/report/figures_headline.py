@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsity_audit.report.runs import Run, short_percent
-from sparsity_audit.report.style import COLOURS, HATCHES, new_panels
+from sparsity_audit.report.style import COLOURS, HATCHES, add_legend, new_panels
 from sparsity_audit.types import View
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def draw_headline(runs: Sequence[Run], *, width: float) -> Figure | None:
     for axes, run in zip(panels, shown, strict=True):
         _draw_run(axes, run)
     panels[0].set_ylabel("update sparsity (%)")
-    handles = {label: handle for axes in panels for handle, label in _legend(axes)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    add_legend(figure, panels, width=width)
     return figure
 
 
@@ -65,8 +64,3 @@ def _draw_run(axes: Axes, run: Run) -> None:
     axes.set_yticks(range(0, 101, 20))
     axes.grid(axis="y")
     axes.set_title(run.label)
-
-
-def _legend(axes: Axes) -> list[tuple[object, str]]:
-    handles, labels = axes.get_legend_handles_labels()
-    return list(zip(handles, labels, strict=True))

@@ -10,18 +10,16 @@ import numpy as np
 
 from sparsity_audit.report.runs import Run
 from sparsity_audit.report.schema import PrecisionRecord
-from sparsity_audit.report.style import COLOURS, HATCHES, INK, MARKERS, PALE, new_panels, power
+from sparsity_audit.report.style import COLOURS, HATCHES, INK, MARKERS, PALE, add_legend, new_panels, power
 from sparsity_audit.stats.precision import ExponentRate
 from sparsity_audit.stats.strata import bucket_bounds, bucket_of
 from sparsity_audit.types import DType, View
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
-    "add_legend",
     "caption_change_rate",
     "caption_ulps",
     "draw_change_rate",
@@ -52,16 +50,6 @@ def titled(run: Run) -> str:
     """The run's label over the dtypes that its native view compares."""
     dtypes = [record.dtype.label for record in run.report.precision if record.view is View.NATIVE]
     return f"{run.label}\n{' + '.join(dtypes)}"
-
-
-def add_legend(figure: Figure, panels: Sequence[Axes], *, width: float) -> None:
-    """One legend for all panels, under them."""
-    handles: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    columns = min(len(handles), max(1, int(width / 1.3)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 def shown_rates(record: PrecisionRecord) -> list[ExponentRate]:
@@ -209,8 +197,7 @@ def draw_ulps(runs: Sequence[Run], *, width: float) -> Figure | None:
         _draw_distances(axes, record)
         axes.set_title(f"{run.label}\n{precision_label(record)}")
     panels[0].set_ylabel("share of changed entries (%)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    add_legend(figure, panels, width=width)
     return figure
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sparsity_audit.report.figures_precision import add_legend, precision_label, series_label, titled
+from sparsity_audit.report.figures_precision import precision_label, series_label, titled
 from sparsity_audit.report.runs import Run
 from sparsity_audit.report.schema import PrecisionRecord
-from sparsity_audit.report.style import COLOURS, MARKERS, new_panels, power
+from sparsity_audit.report.style import COLOURS, MARKERS, add_legend, new_panels, power
 from sparsity_audit.types import Criterion, View
 
 if TYPE_CHECKING:

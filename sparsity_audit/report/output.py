@@ -12,12 +12,27 @@ import shutil
 from pathlib import Path
 
 from sparsity_audit.errors import OutputError
+from sparsity_audit.report.figures import FIGURES
+from sparsity_audit.report.latex import TABLES
+from sparsity_audit.report.style import FORMATS
 from sparsity_audit.seams import reached
 
-__all__ = ["JOURNAL_NAME", "OutputDirectory", "write_atomically"]
+__all__ = ["JOURNAL_NAME", "OutputDirectory", "write_atomically", "write_below"]
 
 JOURNAL_NAME = "journal.jsonl"
-_OURS = ("report.json", "run.json", "tensors.csv", "summary.md", "axis_counts.safetensors")
+_OURS = (
+    *(
+        "report.json",
+        "run.json",
+        "tensors.csv",
+        "tensors.parquet",
+        "rollups.csv",
+        "summary.md",
+        "report.html",
+    ),
+    *("axis_counts.safetensors", *(f"tables/{name}.tex" for name in TABLES)),
+    *(f"figures/{name}.{suffix}" for name in FIGURES for suffix in (*FORMATS, "txt")),
+)
 
 
 class OutputDirectory:
@@ -57,9 +72,19 @@ class OutputDirectory:
     def finish(self, files: dict[str, bytes]) -> None:
         """Write the files in the order given, then remove the journal."""
         for name, data in files.items():
-            write_atomically(self.path / name, data)
+            write_below(self.path, name, data)
             reached("file written")
         self.journal.unlink(missing_ok=True)
+
+
+def write_below(folder: Path, name: str, data: bytes) -> None:
+    """Write `folder/name`, where the name may lead into a folder that is not there yet. Raises OutputError."""
+    path = folder / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(str(path.parent), error.strerror or "cannot be written") from error
+    write_atomically(path, data)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

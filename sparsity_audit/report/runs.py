@@ -13,7 +13,15 @@ from sparsity_audit.errors import UsageError
 from sparsity_audit.report.schema import CheckpointRecord, DiffReport
 from sparsity_audit.report.tables import shown_view
 
-__all__ = ["Run", "describe_runs", "label_runs", "question", "shared_question", "short_percent"]
+__all__ = [
+    "Run",
+    "describe_runs",
+    "label_runs",
+    "question",
+    "shared_question",
+    "short_percent",
+    "short_share",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +94,11 @@ def describe_runs(runs: Sequence[Run]) -> list[str]:
 def _describe(record: CheckpointRecord) -> str:
     dtypes = " + ".join(record.entries_by_dtype)
     return f"{record.resolved} ({dtypes})"
+
+
+def short_share(fraction: float) -> str:
+    """The same for a fraction that is no quotient of counts, such as a mean."""
+    text = f"{100 * fraction:.1f}"
+    if text == "0.0" and fraction > 0:
+        return "<0.1"
+    return ">99.9" if text == "100.0" and fraction < 1 else text

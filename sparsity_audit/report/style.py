@@ -8,11 +8,12 @@ and PDF embeds TrueType. No pyplot, so nothing global but the settings inside `h
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -26,6 +27,7 @@ __all__ = [
     "PALE",
     "WIDTHS",
     "FigureFormat",
+    "add_legend",
     "house_style",
     "new_panels",
     "panels_across",
@@ -111,6 +113,16 @@ def new_panels(
     for spare in grid.flat[num:]:
         spare.remove()
     return figure, list(grid.flat[:num])
+
+
+def add_legend(figure: Figure, panels: Sequence[Axes], *, width: float) -> None:
+    """One legend for all panels, under them."""
+    handles: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    columns = min(len(handles), max(1, int(width / 1.3)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 def panels_across(num: int, *, width: float, min_panel: float) -> int:

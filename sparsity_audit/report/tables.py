@@ -4,27 +4,82 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sparsity_audit.report.schema import DiffReport, TensorRecord
 from sparsity_audit.stats.findings import percent
 from sparsity_audit.stats.rollup import Rollup, ViewSummary
 from sparsity_audit.types import View
 
-__all__ = ["headline_rows", "rollup_row", "share_text", "shown_view", "summary_markdown", "tensors_csv"]
+__all__ = [
+    "headline_rows",
+    "rollup_row",
+    "rollups_csv",
+    "share_text",
+    "shown_view",
+    "summary_markdown",
+    "tensor_columns",
+    "tensors_csv",
+]
 
 
 def tensors_csv(report: DiffReport) -> bytes:
     """One line a tensor and view; counts exact, floats in the shortest form that reads back equal."""
+    columns = tensor_columns(report)
+    return _csv([[*columns], *zip(*columns.values(), strict=True)])
+
+
+def tensor_columns(report: DiffReport) -> dict[str, list[object]]:
+    """Name → values of each column of the tensors' table, one row a tensor and view."""
+    head = [*_CSV_HEAD, *[f"changed[{key}]" for key in report.criteria]]
+    rows = [
+        _csv_row(report, tensor, view, summary)
+        for tensor in report.tensors
+        for view, summary in ((View.NATIVE, tensor.summary.native), (View.SERVED, tensor.summary.served))
+        if summary is not None
+    ]
+    return {name: [row[place] for row in rows] for place, name in enumerate(head)}
+
+
+def rollups_csv(report: DiffReport) -> bytes:
+    """One line a view and group: exact counts and the unweighted mean density under every criterion."""
+    rows: list[list[object]] = [
+        [
+            *("view", "grouping", "key", "tensors", "identical_tensors", "entries", "sign_flips", "l2"),
+            "relative_l2",
+            *[f"{what}[{key}]" for key in report.criteria for what in ("changed", "mean_density")],
+        ]
+    ]
+    for rollups in report.rollups:
+        groupings = (
+            ("part", rollups.totals),
+            ("layer", rollups.by_layer),
+            ("module", rollups.by_module),
+            ("layer/module", rollups.by_layer_and_module),
+        )
+        rows += [
+            [rollups.view, grouping, *_rollup_cells(report, group)]
+            for grouping, groups in groupings
+            for group in groups
+        ]
+    return _csv(rows)
+
+
+def _rollup_cells(report: DiffReport, group: Rollup) -> list[object]:
+    counts = {count.total.criterion: count for count in group.counts}
+    cells: list[object] = [
+        *(group.key, group.num_tensors, group.num_identical, group.entries, group.sign_flips, group.l2),
+        group.relative_l2,
+    ]
+    for key in report.criteria:
+        count = counts.get(key)
+        cells += [None, None] if count is None else [count.total.changed, count.mean_density]
+    return cells
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    changed = [f"changed[{key}]" for key in report.criteria]
-    writer.writerow([*_CSV_HEAD, *changed])
-    for tensor in report.tensors:
-        views = ((View.NATIVE, tensor.summary.native), (View.SERVED, tensor.summary.served))
-        for view, summary in views:
-            if summary is not None:
-                writer.writerow(_csv_row(report, tensor, view, summary))
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
