@@ -60,6 +60,23 @@ def info(path: Path, *, as_json: bool) -> None:
 
 
 @mask.command()
+@click.argument("path", type=_MASK)
+@click.option("-o", "--output", "out", type=_MASK, help="File to write instead of stdout.")
+def card(path: Path, out: Path | None) -> None:
+    """Print the Hub's README for a mask directory: what it is, density per module, how to load it.
+
+    \b
+    Example:
+      sparsity-audit mask card MASK -o MASK/README.md
+    """
+    from sparsity_audit.api.card import mask_card
+
+    text = mask_card(path, out)
+    if out is None:
+        click.echo(text, nl=False)
+
+
+@mask.command()
 @click.argument("op", type=click.Choice(["and", "or", "minus", "not", "xor", "k-of-n"]))
 @click.argument("paths", nargs=-1, required=True, type=_MASK, metavar="MASK...")
 @_OUTPUT
