@@ -1,0 +1,341 @@
+"""`pairs.yaml`: which pairs to compare, how, and what is expected of them.
+
+Contract: every value is checked before anything is opened; a message names the file, the pair and the key,
+and says what is accepted. Relative paths are relative to the YAML file. `published:SET` reads the pairs that
+come with the package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sparsity_audit.api.presets import PRESETS
+from sparsity_audit.checkpoint.hub_reference import parse_reference
+from sparsity_audit.errors import UsageError
+from sparsity_audit.types import Criterion, View
+
+__all__ = ["Expected", "PairEntry", "PairsFile", "read_pairs"]
+
+PUBLISHED = "published:"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RESERVED = frozenset({"figures"})
+_TOP_KEYS = frozenset({"title", "source", "note", "defaults", "pairs"})
+_QUESTION_KEYS = frozenset({"preset", "criteria", "view", "maps", "stats", "lr", "weights_dtype"})
+_LABEL_KEYS = frozenset({"algorithm", "kind", "source", "note"})
+_PAIR_KEYS = (
+    _QUESTION_KEYS
+    | _LABEL_KEYS
+    | {"name", "base", "tuned", "base_revision", "tuned_revision", "expected", "skip"}
+)
+_EXPECTED_KEYS = frozenset({"sparsity", "tolerance", "criterion", "view"})
+DEFAULT_TOLERANCE = 1.0
+"""Percentage points: what the groups' figures differ by for one pair."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A published or agreed value.
+
+    Args:
+        sparsity: Update sparsity in percent.
+        tolerance: Allowed distance in percentage points.
+        criterion: Judge by this criterion instead of the pair's preset or first criterion.
+        view: The view to judge, with `criterion`.
+    """
+
+    sparsity: float
+    tolerance: float = DEFAULT_TOLERANCE
+    criterion: str | None = None
+    view: View | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairEntry:
+    """One pair.
+
+    Args:
+        name: Names its row and its sub-directory.
+        base: Reference of the base, ready to open.
+        tuned: The same of the tuned side.
+        algorithm: What trained it, for the table: GRPO, DPO, …
+        kind: Its group in the figure: RL, SFT, …
+        criteria: What to count beside the usual ones; the first decides the headline.
+        view: View of mask criterion and headline.
+        preset: The paper whose number is asked for.
+        maps: (REGEX, REPL) rules.
+        stats: `full` or `counts`.
+        lr: Peak learning rate, for the half-ULP law.
+        weights_dtype: How the trainer kept weights between steps.
+        expected: What the number is compared with.
+        source: Where the expected value stands.
+        note: What a reader of the table should know.
+        skip: Why it is listed and not run; None to run it.
+    """
+
+    name: str
+    base: str
+    tuned: str
+    algorithm: str = ""
+    kind: str = ""
+    criteria: tuple[str, ...] = ()
+    view: View = View.NATIVE
+    preset: str | None = None
+    maps: tuple[tuple[str, str], ...] = ()
+    stats: str = "full"
+    lr: float | None = None
+    weights_dtype: str | None = None
+    expected: Expected | None = None
+    source: str = ""
+    note: str = ""
+    skip: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsFile:
+    """All pairs of one file, in its order."""
+
+    label: str
+    title: str
+    source: str
+    note: str
+    pairs: tuple[PairEntry, ...]
+
+
+def read_pairs(reference: str | Path) -> PairsFile:
+    """The pairs that a YAML file, or `published:SET`, lists.
+
+    Raises:
+        UsageError: It cannot be read, or something in it is not understood; the message says where.
+    """
+    text = str(reference)
+    if text.startswith(PUBLISHED):
+        return _published(text)
+    path = Path(reference)
+    return _document(_load(path.name, _read(path)), label=path.name, folder=path.parent)
+
+
+def _published(text: str) -> PairsFile:
+    data = resources.files("sparsity_audit.api").joinpath("published.yaml").read_text(encoding="utf-8")
+    sets = _load("published.yaml", data)
+    name = text.removeprefix(PUBLISHED)
+    if name not in sets:
+        raise UsageError(text, "no such set", expected=", ".join(PUBLISHED + key for key in sorted(sets)))
+    return _document(sets[name], label=text, folder=None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise UsageError(str(path), reason or "cannot be read", expected="a YAML file of pairs") from error
+
+
+def _load(label: str, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" in line {mark.line + 1}"
+        raise UsageError(label, f"is not YAML{line}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(label, "is not YAML that can be read") from error
+    return _map(label, found)
+
+
+def _document(found: Any, *, label: str, folder: Path | None) -> PairsFile:
+    document = _map(label, found)
+    _refuse_unknown(label, document, _TOP_KEYS)
+    rows = document.get("pairs")
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(label, "lists no pairs", expected="`pairs:` with at least one entry")
+    defaults = _map(f"{label}: defaults", document.get("defaults") or {})
+    _refuse_unknown(f"{label}: defaults", defaults, _QUESTION_KEYS | _LABEL_KEYS)
+    entries = [
+        _entry(label, number, row, defaults=defaults, folder=folder) for number, row in enumerate(rows, 1)
+    ]
+    seen: dict[str, str] = {}
+    for entry in entries:
+        if (other := seen.setdefault(entry.name.lower(), entry.name)) is not entry.name:
+            raise UsageError(
+                f"{label}: pair {entry.name!r}",
+                f"is named like {other!r}" if other != entry.name else "occurs twice",
+                expected="different names, also without regard to case: they name directories",
+            )
+    texts = {key: _text(f"{label}: {key}", document.get(key)) for key in ("title", "source", "note")}
+    return PairsFile(label=label, pairs=tuple(entries), **texts)
+
+
+def _entry(
+    label: str, number: int, row: Any, *, defaults: Mapping[str, Any], folder: Path | None
+) -> PairEntry:
+    where = f"{label}: pair {number}"
+    given = _map(where, row)
+    name = given.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _RESERVED:
+        raise UsageError(
+            f"{where}, name",
+            repr(name),
+            expected="letters, digits, '.', '_' and '-', a letter or digit first: it names a directory",
+        )
+    where = f"{label}: pair {name!r}"
+    _refuse_unknown(where, given, _PAIR_KEYS)
+    merged = {**defaults, **given}
+    preset = merged.get("preset")
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"{where}, preset", repr(preset), expected=" or ".join(sorted(PRESETS)))
+    criteria = tuple(_criterion(f"{where}, criteria", c) for c in _list(where, "criteria", merged))
+    expected = _expected(where, merged.get("expected"))
+    if expected is not None and expected.criterion not in (None, *criteria):
+        criteria = (*(criteria or ("value",)), expected.criterion)
+    return PairEntry(
+        name=name,
+        base=_reference(where, "base", merged, folder),
+        tuned=_reference(where, "tuned", merged, folder),
+        criteria=tuple(dict.fromkeys(criteria)),
+        view=View(_choice(where, "view", merged, [v.value for v in View], View.NATIVE.value)),
+        preset=preset,
+        maps=tuple(_map_rule(where, rule) for rule in _list(where, "maps", merged)),
+        stats=_choice(where, "stats", merged, ["full", "counts"], "full"),
+        lr=_number(f"{where}, lr", merged.get("lr"), above=0),
+        weights_dtype=merged.get("weights_dtype")
+        and _choice(where, "weights_dtype", merged, ["bf16", "fp32"]),
+        expected=expected,
+        skip=_text(f"{where}, skip", merged.get("skip")) or None,
+        **{key: _text(f"{where}, {key}", merged.get(key)) for key in sorted(_LABEL_KEYS)},
+    )
+
+
+def _expected(where: str, found: Any) -> Expected | None:
+    if found is None:
+        return None
+    where = f"{where}, expected"
+    given = _map(where, found)
+    _refuse_unknown(where, given, _EXPECTED_KEYS)
+    sparsity = _number(f"{where}, sparsity", given.get("sparsity"), above=-1e-9, below=100)
+    if sparsity is None:
+        raise UsageError(where, "has no sparsity", expected="sparsity in percent, for instance 81.4")
+    tolerance = _number(f"{where}, tolerance", given.get("tolerance", DEFAULT_TOLERANCE), above=-1e-9)
+    criterion, view = given.get("criterion"), given.get("view")
+    return Expected(
+        sparsity=sparsity,
+        tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
+        criterion=None if criterion is None else _criterion(f"{where}, criterion", criterion),
+        view=None if view is None else View(_choice(where, "view", given, [v.value for v in View])),
+    )
+
+
+def _reference(where: str, side: str, given: Mapping[str, Any], folder: Path | None) -> str:
+    """A path relative to the file, or else a Hub reference in its full form, with its revision.
+
+    The full form keeps a directory of that name below the working directory from being taken for it.
+    """
+    text, revision = given.get(side), given.get(f"{side}_revision")
+    if not isinstance(text, str) or not text:
+        raise UsageError(f"{where}, {side}", repr(text), expected="a path or a Hub reference")
+    path = None if folder is None or text.startswith("hf://") else _local(where, side, folder, text)
+    try:
+        parsed = None if path is not None and path.exists() else parse_reference(text)
+    except UsageError as error:
+        raise UsageError(f"{where}, {side}", error.found, expected=error.expected) from error
+    if parsed is None:
+        if revision is not None:
+            raise UsageError(f"{where}, {side}_revision", "given for a local path")
+        return text if path is None else str(path)
+    if revision is None:
+        return parsed.uri
+    if not isinstance(revision, str) or parsed.revision is not None:
+        raise UsageError(
+            f"{where}, {side}_revision", repr(revision), expected="the revision, said once and as text"
+        )
+    return parsed.pinned(revision).uri
+
+
+def _local(where: str, side: str, folder: Path, text: str) -> Path:
+    try:
+        path = folder / Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{where}, {side}", f"{text[:200]!r} cannot be looked up") from error
+    return path
+
+
+def _map(where: str, found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(where, f"is {_kind(found)}", expected="keys and values")
+    return found
+
+
+def _list(where: str, key: str, given: Mapping[str, Any]) -> Sequence[Any]:
+    found = given.get(key)
+    if found is None:
+        return ()
+    if not isinstance(found, list):
+        raise UsageError(f"{where}, {key}", f"is {_kind(found)}", expected="a list")
+    return found
+
+
+def _kind(found: Any) -> str:
+    return "empty" if found is None else f"a {type(found).__name__}"
+
+
+def _refuse_unknown(where: str, given: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise UsageError(
+            where, f"unknown key {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}"
+        )
+
+
+def _text(where: str, found: Any) -> str:
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise UsageError(where, f"is {_kind(found)}", expected="text")
+    return found.strip()
+
+
+def _criterion(where: str, found: Any) -> str:
+    if not isinstance(found, str):
+        raise UsageError(where, f"is {_kind(found)}", expected="text such as atol:1e-5")
+    try:
+        return Criterion.parse(found).key
+    except UsageError as error:
+        raise UsageError(where, f"{found!r} is not understood", expected=error.expected) from error
+
+
+def _choice(
+    where: str, key: str, given: Mapping[str, Any], choices: list[str], default: str | None = None
+) -> str:
+    found = given.get(key, default)
+    if found not in choices:
+        raise UsageError(f"{where}, {key}", repr(found), expected=" or ".join(choices))
+    return str(found)
+
+
+def _number(where: str, found: Any, *, above: float, below: float = float("inf")) -> float | None:
+    if found is None:
+        return None
+    # YAML 1.1 reads 1e-6 as text: it wants 1.0e-6.
+    try:
+        value = None if isinstance(found, bool) else float(found)
+    except (TypeError, ValueError):
+        value = None
+    if value is None or not above < value <= below:
+        limits = f"a number above {max(above, 0):g}" + (f", at most {below:g}" if below < 1e300 else "")
+        raise UsageError(where, repr(found), expected=limits)
+    return value
+
+
+def _map_rule(where: str, found: Any) -> tuple[str, str]:
+    pattern, sign, replacement = found.partition("=") if isinstance(found, str) else ("", "", "")
+    if not sign:
+        raise UsageError(f"{where}, maps", repr(found), expected="REGEX=REPL")
+    return pattern, replacement
