@@ -91,7 +91,8 @@ class Accumulator:
         abs_slots, sq_slots, base_sq_slots: int64[2, 2048], see `stats.exact_sum`.
         max_abs: float64[1].
         decay: int64[3]: within one ULP, band, mirror.
-        rows, band, outside: int64[rows]; cols: int64[cols] (level `full`).
+        rows: int64[rows]; cols: int64[cols] (level `full`).
+        band, outside: int64[rows], where a shrink is tested.
         scratch: Whatever a kernel keeps between blocks; `Kernel.finish` folds it in.
     """
 
@@ -109,8 +110,9 @@ class Accumulator:
         self.decay = np.zeros(3, dtype=np.int64)
         self.rows = np.zeros(rows if full else 0, dtype=np.int64)
         self.cols = np.zeros(cols if full else 0, dtype=np.int64)
-        self.band = np.zeros(rows if full else 0, dtype=np.int64)
-        self.outside = np.zeros(rows if full else 0, dtype=np.int64)
+        tested = full and spec.shrink is not None
+        self.band = np.zeros(rows if tested else 0, dtype=np.int64)
+        self.outside = np.zeros(rows if tested else 0, dtype=np.int64)
         self.scratch: object | None = None
 
     def view_tally(self) -> ViewTally:

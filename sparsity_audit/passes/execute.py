@@ -8,6 +8,7 @@ check that its files are still the catalogued ones, before it is journaled.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -19,13 +20,16 @@ from sparsity_audit.align.records import Pair, TensorSlice
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue, LocalFile
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
+from sparsity_audit.compare.dispatch import load_kernel
+from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.compare.pair import UnitComparer
+from sparsity_audit.compare.scaled import Descaler, ScaledUnitComparer
 from sparsity_audit.passes.journal import Journal
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.seams import reached
 from sparsity_audit.stats.tally import Tally
 
-__all__ = ["BitSink", "OpenFiles", "in_threads", "read_blocks", "run_plan"]
+__all__ = ["BitSink", "OpenFiles", "descaler", "in_threads", "read_blocks", "read_values", "run_plan"]
 
 _Result = TypeVar("_Result")
 
@@ -80,14 +84,14 @@ def run_plan(
     Raises:
         ChangedInputError: A file changed during the run.
     """
-    tallies = [Tally()] * len(plan.pairs)
+    merged = _Merged(plan)
     todo = []
     for unit in plan.units:
         known = journal.done.get(unit.key) if journal is not None else None
         if known is None:
             todo.append(unit)
         else:
-            tallies[unit.pair] = tallies[unit.pair].merge(known)
+            merged.add(unit, known)
             if on_unit is not None:
                 on_unit(unit)
     base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
@@ -100,14 +104,27 @@ def run_plan(
                 if journal is not None:
                     journal.append(unit.key, tally)
                     reached("unit journaled")
-                tallies[unit.pair] = tallies[unit.pair].merge(tally)
+                merged.add(unit, tally)
                 if on_unit is not None:
                     on_unit(unit)
     finally:
         base.close()
         tuned.close()
     reached("pass finished")
-    return tuple(tallies)
+    return tuple(merged.tallies)
+
+
+class _Merged:
+    """The pairs' tallies while units come in; a complete one is kept in little memory."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.tallies = [Tally()] * len(plan.pairs)
+        self._missing = Counter(unit.pair for unit in plan.units)
+
+    def add(self, unit: WorkUnit, tally: Tally) -> None:
+        total = self.tallies[unit.pair].merge(tally)
+        self._missing[unit.pair] -= 1
+        self.tallies[unit.pair] = total if self._missing[unit.pair] else total.compact()
 
 
 def _results(
@@ -121,16 +138,22 @@ def _results(
     workers: int,
 ) -> Generator[tuple[WorkUnit, Tally], None, None]:
     if kernel.name != "device":
-        return in_threads(
+        yield from in_threads(
             lambda unit: _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits),
             units,
             workers=workers,
         )
+        return
     from sparsity_audit.compare.device_kernel import DeviceKernel
     from sparsity_audit.passes.device_stream import stream_units
 
     assert isinstance(kernel, DeviceKernel)
-    return stream_units(plan, units, kernel=kernel, base=base, tuned=tuned, bits=bits)
+    plain = [unit for unit in units if not plan.specs[unit.pair].scaled]
+    yield from stream_units(plan, plain, kernel=kernel, base=base, tuned=tuned, bits=bits)
+    scaled = [unit for unit in units if plan.specs[unit.pair].scaled]
+    if scaled:  # devices compare stored codes only; every kernel gives the same counts
+        host = load_kernel("auto", num_bytes=plan.num_bytes)
+        yield from _results(plan, scaled, base=base, tuned=tuned, kernel=host, bits=bits, workers=workers)
 
 
 def in_threads(
@@ -176,22 +199,53 @@ def read_blocks(
     """The unit's blocks with both sides' stored codes, in buffers that the next block overwrites."""
     pair, spec = plan.pairs[unit.pair], plan.specs[unit.pair]
     cols = pair.base.rows_cols[1]
-    for block in blocks_of(unit, itemsize=max(spec.base.itemsize, spec.tuned.itemsize)):
+    held = spec.of_values
+    for block in blocks_of(unit, itemsize=max(held.base.itemsize, held.tuned.itemsize)):
         first, shape = block.row * cols + block.col, (block.num_rows, block.num_cols)
         yield (
             block,
             _read(pair.base, base, "base", first, shape),
             _read(pair.tuned, tuned, "tuned", first, shape),
         )
-    plan.base.files[pair.base.spec.file].verify_unchanged()
-    plan.tuned.files[pair.tuned.spec.file].verify_unchanged()
+    for catalogue, part in ((plan.base, pair.base), (plan.tuned, pair.tuned)):
+        catalogue.files[part.spec.file].verify_unchanged()
+        if part.scale is not None:
+            catalogue.files[part.scale.spec.file].verify_unchanged()
 
 
-def _read(part: TensorSlice, files: OpenFiles, side: str, first_entry: int, shape: tuple[int, int]) -> np.ndarray:
+def descaler(part: TensorSlice, files: OpenFiles) -> Descaler:
+    """What makes values of the slice's codes; its scales are read here (4 bytes for some 16 thousand codes)."""
+    if part.scale is None:
+        return Descaler(part, None)
+    spec = part.scale.spec
+    codes = np.empty(spec.num_entries, dtype=CODE_DTYPE[spec.dtype.itemsize])
+    if codes.size:
+        read_entries(files[spec.file], spec, 0, codes.view(np.uint8).data)
+    return Descaler(part, to_float64(codes, spec.dtype))
+
+
+def read_values(
+    plan: Plan, unit: WorkUnit, *, base: OpenFiles, tuned: OpenFiles
+) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+    """`read_blocks`, but fp64 codes of the values where the pair is scaled: the blocks of `spec.of_values`."""
+    blocks, pair = read_blocks(plan, unit, base=base, tuned=tuned), plan.pairs[unit.pair]
+    if not plan.specs[unit.pair].scaled:
+        yield from blocks
+        return
+    of_base, of_tuned = descaler(pair.base, base), descaler(pair.tuned, tuned)
+    for block, base_codes, tuned_codes in blocks:
+        where = {"first_row": block.row, "first_col": block.col}
+        yield block, of_base(base_codes, **where), of_tuned(tuned_codes, **where)
+
+
+def _read(
+    part: TensorSlice, files: OpenFiles, side: str, first_entry: int, shape: tuple[int, int]
+) -> np.ndarray:
     itemsize = part.spec.dtype.itemsize
     view = _buffer(side, shape[0] * shape[1] * itemsize)
     if len(view):
-        read_entries(files[part.spec.file], part.spec, part.start_entry + first_entry, view)
+        spec, start = part.source
+        read_entries(files[spec.file], spec, start + first_entry, view)
     return np.frombuffer(view, dtype=CODE_DTYPE[itemsize]).reshape(shape)
 
 
@@ -200,7 +254,12 @@ def _run_unit(
 ) -> Tally:
     pair, spec = plan.pairs[unit.pair], plan.specs[unit.pair]
     rows, cols = pair.base.rows_cols
-    comparer = UnitComparer(spec, kernel, rows=rows, cols=cols, first_entry=unit.first_entry)
+    place = {"rows": rows, "cols": cols, "first_entry": unit.first_entry}
+    if spec.scaled:
+        descalers = descaler(pair.base, base), descaler(pair.tuned, tuned)
+        comparer = ScaledUnitComparer(spec, kernel, **place, descalers=descalers)
+    else:
+        comparer = UnitComparer(spec, kernel, **place)
     for block, base_codes, tuned_codes in read_blocks(plan, unit, base=base, tuned=tuned):
         packed = None
         if bits is not None:

@@ -134,7 +134,7 @@ def fit_displacement(view: ViewTally, dtype: DType) -> DisplacementFit:
     For bases on the grid of `dtype`, as in a native view; P = erfc(½ULP/(σ√2)), and for a power of two
     the mean of that and the same with half the gap. Zeros are left out: padding that was never trained
     would look like infinite stiffness. The likelihood is scanned by octaves over all gaps in the tally,
-    then refined by golden section to 1e-6 relative.
+    then refined by golden section to 1e-5 relative.
     """
     rows = _rows(view, dtype)
     entries, changed = sum(r.entries for r in rows), sum(r.changed for r in rows)
@@ -240,15 +240,14 @@ def _times(counts: np.ndarray, logs: np.ndarray) -> np.ndarray:
 
 
 def _minimise(function: Callable[[float], float], *, low: float, high: float) -> float:
-    """The argument of the smallest value: a scan in quarter steps, then golden section."""
-    steps = math.ceil((high - low) * 4)
-    values = [function(low + i / 4) for i in range(steps + 1)]
-    best = min(range(len(values)), key=values.__getitem__)
-    a, b = low + (best - 1) / 4, low + (best + 1) / 4
+    """The argument of the smallest value: a scan in whole steps, one in quarters near it, golden section."""
+    coarse = min((low + i for i in range(math.ceil(high - low) + 1)), key=function)
+    best = min((coarse + i / 4 for i in range(-6, 7)), key=function)
+    a, b = best - 0.25, best + 0.25
     golden = (math.sqrt(5) - 1) / 2
     c, d = b - golden * (b - a), a + golden * (b - a)
     value_c, value_d = function(c), function(d)
-    while b - a > 1e-6:
+    while b - a > 1e-5:
         if value_c <= value_d:
             b, d, value_d = d, c, value_c
             c = b - golden * (b - a)

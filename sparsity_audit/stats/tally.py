@@ -152,8 +152,8 @@ class AxisCounts:
     Args:
         rows: int64[rows], entries changed under the mask criterion; zero outside the part counted.
         cols: int64[cols], the same per column.
-        band: int64[rows], entries in the decay band (see `DecayCounts`); all zero where none was tested.
-        outside: int64[rows], entries changed under `value` outside the decay band.
+        band: int64[rows], entries in the decay band (see `DecayCounts`); empty where none was tested.
+        outside: int64[rows], entries changed under `value` outside the decay band; empty likewise.
     """
 
     rows: np.ndarray
@@ -165,6 +165,10 @@ class AxisCounts:
     def decay_only_rows(self) -> int:
         """Rows in which something changed, and nothing but by decay."""
         return int(np.count_nonzero((self.band > 0) & (self.outside == 0)))
+
+    def compact(self) -> AxisCounts:
+        """The same counts in the narrowest unsigned type: a model has a million rows and columns."""
+        return AxisCounts(**{f: _narrow(getattr(self, f)) for f in _AXIS_FIELDS})
 
     def merge(self, other: AxisCounts) -> AxisCounts:
         """Counts of both parts together."""
@@ -245,6 +249,10 @@ class Tally:
         counts = {**self.native.changed, criterion: changed}
         return dataclasses.replace(self, native=dataclasses.replace(self.native, changed=counts))
 
+    def compact(self) -> Tally:
+        """This tally for keeping, when no part of the pair is missing any more."""
+        return self if self.axes is None else dataclasses.replace(self, axes=self.axes.compact())
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -276,6 +284,10 @@ def _add(a: Mapping[_Key, int], b: Mapping[_Key, int]) -> dict[_Key, int]:
 
 def _add_fields(a: _Counts, b: _Counts) -> _Counts:
     return type(a)(**{f.name: getattr(a, f.name) + getattr(b, f.name) for f in dataclasses.fields(a)})
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.min_scalar_type(int(array.max(initial=0))))
 
 
 def _pack(array: np.ndarray) -> str:
