@@ -91,8 +91,10 @@ def _untied(named: NamedSide, name: str, rival: str) -> str:
 
 
 def _fused(fusions: Fusions) -> list[str]:
-    counts = Counter((fusion.side, fusion.module, fusion.labels) for fusion in fusions.found)
+    counts = Counter((f.side, f.module, f.kinds, f.groups, f.is_stack) for f in fusions.found)
     return [
-        f"{count} {module} of {side} compared in parts with {', '.join(labels)}"
-        for (side, module, labels), count in sorted(counts.items())
+        f"{count} {module} of {side} compared in parts with {kinds}"
+        + (" of single experts" if is_stack else "")
+        + (f", whose rows alternate in {groups} groups (told by the configuration)" if groups > 1 else "")
+        for (side, module, kinds, groups, is_stack), count in sorted(counts.items())
     ]

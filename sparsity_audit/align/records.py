@@ -2,22 +2,32 @@
 
 Contract: every entry of either side's storage stands in exactly one pair, skipped pair or leftover, so
 that compared + skipped + leftover = total on both sides (`Alignment.accounts`). All names of pairs are
-in base coordinates. Fused tensors are matched by slices along their first axis, which are contiguous
-runs of entries in row-major order.
+in base coordinates. Fused tensors are matched by slices, which are runs of consecutive entries in row-major
+order: one run, or equally long runs at equal distances where the rows of several parts alternate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 from typing import Literal
 
 from sparsity_audit.errors import AlignmentError
-from sparsity_audit.types import TensorSpec
+from sparsity_audit.types import ByteRange, TensorSpec
 
-__all__ = ["Account", "Alignment", "Leftover", "LeftoverReason", "Pair", "Side", "Skipped", "TensorSlice"]
+__all__ = [
+    "Account",
+    "Alignment",
+    "BlockScale",
+    "Leftover",
+    "LeftoverReason",
+    "Pair",
+    "Side",
+    "Skipped",
+    "TensorSlice",
+]
 
 Side = Literal["base", "tuned"]
 
@@ -34,18 +44,37 @@ class LeftoverReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockScale:
+    """The factors of a block-scaled tensor.
+
+    Args:
+        spec: The tensor that holds them, one for each block of the last two axes.
+        block: Rows and columns of a block.
+    """
+
+    spec: TensorSpec
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSlice:
-    """A run of whole first-axis rows of one tensor; usually all of it.
+    """A part of one tensor; usually all of it.
 
     Args:
         spec: The tensor.
-        start_entry: First entry of the run in row-major order.
-        shape: Shape of the run (the tensor's own, but for the first axis).
+        start_entry: First entry in row-major order; of a matrix, the first of a row.
+        shape: Shape of the part; its last axis is the tensor's own, but for a vector.
+        num_runs: Runs of consecutive entries, equally long; more than one only along the first axis.
+        step: Entries from the start of one run to the start of the next; 0 for a single run.
+        scale: Factors that make values of the tensor's codes; None where codes are values.
     """
 
     spec: TensorSpec
     start_entry: int
     shape: tuple[int, ...]
+    num_runs: int = 1
+    step: int = 0
+    scale: BlockScale | None = None
 
     @classmethod
     def whole(cls, spec: TensorSpec) -> TensorSlice:
@@ -54,17 +83,44 @@ class TensorSlice:
 
     @property
     def num_entries(self) -> int:
-        """Entries in the run."""
+        """Entries in the part."""
         return prod(self.shape)
 
     @property
+    def run_entries(self) -> int:
+        """Entries in each run."""
+        return self.num_entries // self.num_runs
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """First entry of each run and the entry after its last, in the tensor."""
+        starts = (self.start_entry + number * self.step for number in range(self.num_runs))
+        return tuple((start, start + self.run_entries) for start in starts)
+
+    @property
+    def source(self) -> tuple[TensorSpec, int]:
+        """A tensor, and the entry in it, from which the part can be read as consecutive entries."""
+        if self.num_runs == 1:
+            return self.spec, self.start_entry
+        spec, inner = self.spec, prod(self.spec.shape[1:])
+        strides = spec.strides or tuple(prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
+        first_byte = self.start_entry // inner * strides[0] * spec.dtype.itemsize
+        view = replace(
+            spec,
+            shape=(self.num_runs, self.run_entries // inner, *spec.shape[1:]),
+            extent=ByteRange(start=spec.extent.start + first_byte, stop=spec.extent.stop),
+            strides=(self.step // inner * strides[0], *strides),
+        )
+        return view, 0
+
+    @property
     def rows_cols(self) -> tuple[int, int]:
-        """The run as a matrix: all leading axes × the last axis; [n] is 1 × n, () is 1 × 1."""
+        """The part as a matrix: all leading axes × the last axis; [n] is 1 × n, () is 1 × 1."""
         return (prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
 
     @property
     def is_whole(self) -> bool:
-        """Whether the run is the whole tensor."""
+        """Whether the part is the whole tensor."""
         return self.shape == self.spec.shape
 
 
@@ -76,13 +132,19 @@ class Pair:
         name: The base tensor's name; with `:part` appended when several pairs share a base tensor.
         base: The base side.
         tuned: The tuned side.
-        rule: The rule that matched them: `exact`, `prefix`, `map`, `tied`, `resized`, `fused`, …
+        rule: The rule that matched them: `exact`, `prefix`, `map`, `tied`, `resized`, `fused` or
+            `interleaved`.
     """
 
     name: str
     base: TensorSlice
     tuned: TensorSlice
     rule: str
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether values of at least one side are codes times block scales."""
+        return self.base.scale is not None or self.tuned.scale is not None
 
     def __post_init__(self) -> None:
         assert self.base.shape == self.tuned.shape, (self.name, self.base.shape, self.tuned.shape)
@@ -172,12 +234,11 @@ def _verify_side(
     for name, of_tensor in runs.items():
         if len(of_tensor) == 1 and _is_all(of_tensor[0]) and name not in left:
             continue
-        of_tensor.sort(key=lambda run: (run.start_entry, run.num_entries))
         end = 0
-        for run in of_tensor:
-            if run.start_entry < end:
+        for start, stop in sorted(run for part in of_tensor for run in part.runs):
+            if start < end:
                 raise _defect(side, f"entries of {name!r} are compared twice")
-            end = run.start_entry + run.num_entries
+            end = stop
         found = sum(run.num_entries for run in of_tensor) + left.get(name, 0)
         if end > of_tensor[0].spec.num_entries or found != of_tensor[0].spec.num_entries:
             raise _defect(side, f"{found} entries of {name!r}, which has {of_tensor[0].spec.num_entries}")

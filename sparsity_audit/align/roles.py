@@ -3,7 +3,7 @@
 Contract: pure and total; a name that no table covers is `other`, never an error. Biases and norms stand apart
 from matrices, embeddings and heads apart from both; a norm's bias belongs to the norm. Covers the names of
 Llama, Qwen, Mistral, Mixtral, Gemma, GPT-2, GPT-NeoX, Falcon, OPT, Phi and BERT in transformers. A part of a
-fused tensor (`…qkv_proj.weight:q_proj`) has the role of the part.
+fused tensor (`…qkv_proj.weight:q_proj`, `…experts.gate_up_proj:7.up_proj`) has the role of the part.
 """
 
 from __future__ import annotations
@@ -84,9 +84,12 @@ _ROUTERS = frozenset({"block_sparse_moe.gate", "mlp.gate", "router", "mlp.router
 _MASK_BUFFERS = frozenset({"attn", "attention"})
 _BLOCK_LISTS = frozenset({"layers", "layer", "h", "blocks", "block"})
 _PART_NAMES: Mapping[str, str] = {
-    **{part: part for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")},
+    **{part: part for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")},
     **{name: f"{name[0]}_proj" for name in ("query", "key", "value", "q", "k", "v")},
     **{name: f"{name[1]}_proj" for name in ("wq", "wk", "wv")},
+    "w1": "gate_proj",
+    "w2": "down_proj",
+    "w3": "up_proj",
 }
 
 
@@ -97,12 +100,15 @@ def role_of(name: str, config: Mapping[str, Any]) -> Role:
         name: Its name, or a pair's name with `:part`.
         config: The checkpoint's configuration; where it ties the embeddings, a head is the embedding.
     """
-    name, _, part = name.partition(":")
+    name, _, label = name.partition(":")
+    number, _, part = label.rpartition(".")
     *owner, last = normalise(name).key.split(".")
     place = _place(owner)
     module, kind = _module_and_kind(owner, last, part, is_block=place.layer is not None)
     if kind == "head" and last == "weight" and config_ties(config) is True:
         module, kind = "embed", "embedding"
+    if number.isdecimal():
+        place = replace(place, expert=int(number))
     return replace(place, module=module, kind=kind)
 
 

@@ -5,7 +5,8 @@ Contract: pure functions of names, no shapes and no data. Every table is small a
 only propose partners; whether two tensors are partners is decided where collisions can be seen.
 
 Source: wrapper names as PyTorch's DDP, FSDP, activation checkpointing and `torch.compile` and PEFT put them
-into state dicts; fused names as in transformers (Phi-3, GPT-2, Falcon, GPT-NeoX), MPT and Megatron-Core.
+into state dicts; fused names as in transformers (Phi-3, GPT-2, Falcon, GPT-NeoX, Mixtral, Qwen3-MoE), MPT and
+Megatron-Core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "EXPERT_PARTS",
     "FUSED",
     "ROOTS",
     "WRAPPERS",
@@ -25,6 +27,7 @@ __all__ = [
     "is_embedding",
     "is_vocabulary",
     "normalise",
+    "split_experts",
     "split_leaf",
 ]
 
@@ -140,14 +143,35 @@ FUSED: Mapping[str, FusedRule] = {
     "gate_up_proj": FusedRule(parts=(("gate_proj", "up_proj"),)),
 }
 
+# Module that stacks all experts along a first axis → possible names of one expert's pieces, in their order.
+EXPERT_PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+}
+_SCALE_SUFFIX = "_scale_inv"
+
 
 def split_leaf(key: str) -> tuple[str, str, str] | None:
-    """A key as (path with its dot, module, `weight` or `bias`); None for any other key."""
+    """A key as (path with its dot, module, `weight`, `weight_scale_inv` or `bias`); None for other keys."""
     owner, _, kind = key.rpartition(".")
-    if kind not in ("weight", "bias"):
+    if kind not in ("weight", "weight" + _SCALE_SUFFIX, "bias"):
         return None
     path, dot, module = owner.rpartition(".")
     return path + dot, module, kind
+
+
+def split_experts(key: str) -> tuple[tuple[str, ...], str, str] | None:
+    """A key of stacked experts as (paths of single experts, module, kind of leaf); None for any other key.
+
+    transformers ≥ 5 stacks Mixtral's `block_sparse_moe.experts` as `mlp.experts`.
+    """
+    owner, _, last = key.rpartition(".")
+    module = last.removesuffix(_SCALE_SUFFIX)
+    if module not in EXPERT_PARTS or owner.rpartition(".")[2] != "experts":
+        return None
+    kind = "weight" if module == last else "weight" + _SCALE_SUFFIX
+    paths = (f"{owner}.", f"{owner}.".replace("mlp.experts.", "block_sparse_moe.experts."))
+    return tuple(dict.fromkeys(paths)), module, kind
 
 
 def is_embedding(name: str) -> bool:

@@ -9,7 +9,7 @@ sides to bf16 and exists when a float side is not bf16 or fp8 already, because r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class PairSpec:
         view: The view that decides them.
         level: How much to count.
         shrink: The c of the decay test; None to leave it out.
+        scaled: Whether values are codes times block scales (see `scaled`).
     """
 
     base: DType
@@ -44,10 +45,13 @@ class PairSpec:
     view: View = View.NATIVE
     level: Level = "full"
     shrink: float | None = None
+    scaled: bool = False
 
     @property
     def native_dtype(self) -> DType:
         """The dtype in which the native view compares."""
+        if self.scaled:
+            return DType.F64
         dtype = common_dtype(self.base, self.tuned)
         assert dtype is not None, (self.base, self.tuned)
         return dtype
@@ -55,8 +59,13 @@ class PairSpec:
     @property
     def has_served_view(self) -> bool:
         """Whether rounding to bf16 is a view of its own."""
-        sides = {self.base, self.tuned}
+        sides = {self.native_dtype} if self.scaled else {self.base, self.tuned}
         return self.native_dtype.kind == "float" and not sides <= _ROUNDS_EXACTLY
+
+    @property
+    def of_values(self) -> PairSpec:
+        """The same question about blocks that hold the values of a scaled pair, as fp64 codes."""
+        return replace(self, base=DType.F64, tuned=DType.F64, scaled=False) if self.scaled else self
 
     def kernel_spec(self, view: View) -> KernelSpec:
         """What the kernel is asked in one view."""
@@ -100,14 +109,27 @@ class UnitComparer:
         """Count one block of stored codes (rows, cols); write its packed mask bits where asked."""
         self._base_print.add(base)
         self._tuned_print.add(tuned)
-        wide_base = widen(base, self._spec.base, self._native.spec.dtype)
-        wide_tuned = widen(tuned, self._spec.tuned, self._native.spec.dtype)
+        dtypes = self._spec.base, self._spec.tuned
+        self._count(base, tuned, dtypes, first_row=first_row, first_col=first_col, bits=bits)
+
+    def _count(
+        self,
+        base: np.ndarray,
+        tuned: np.ndarray,
+        dtypes: tuple[DType, DType],
+        *,
+        first_row: int,
+        first_col: int,
+        bits: np.ndarray | None,
+    ) -> None:
+        wide_base = widen(base, dtypes[0], self._native.spec.dtype)
+        wide_tuned = widen(tuned, dtypes[1], self._native.spec.dtype)
         where = {"first_row": first_row, "first_col": first_col}
         native_bits = bits if self._mask_view is View.NATIVE else None
         self._kernel.compare(wide_base, wide_tuned, self._native, **where, bits=native_bits)
         if self._served is not None:
             rounded = []
-            for codes, dtype in ((base, self._spec.base), (tuned, self._spec.tuned)):
+            for codes, dtype in ((base, dtypes[0]), (tuned, dtypes[1])):
                 out = np.empty(codes.shape, dtype=CODE_DTYPE[2])
                 self._kernel.to_bf16(codes, dtype, out)
                 rounded.append(out)

@@ -231,6 +231,7 @@ def _blocks(
 def _reader(part: TensorSlice, files: OpenFiles, first_entry: int, num_entries: int) -> Reader:
     def read(buffer: memoryview) -> None:
         if num_entries:
-            read_entries(files[part.spec.file], part.spec, part.start_entry + first_entry, buffer)
+            spec, start = part.source
+            read_entries(files[spec.file], spec, start + first_entry, buffer)
 
     return Reader(num_bytes=num_entries * part.spec.dtype.itemsize, read=read)

@@ -214,7 +214,7 @@ def read_blocks(
 
 
 def descaler(part: TensorSlice, files: OpenFiles) -> Descaler:
-    """What makes values of the slice's codes; its scales are read here (4 bytes for some 16 thousand codes)."""
+    """What makes values of the slice's codes; reads its scales, 4 bytes for some 16 thousand codes."""
     if part.scale is None:
         return Descaler(part, None)
     spec = part.scale.spec
@@ -227,7 +227,7 @@ def descaler(part: TensorSlice, files: OpenFiles) -> Descaler:
 def read_values(
     plan: Plan, unit: WorkUnit, *, base: OpenFiles, tuned: OpenFiles
 ) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
-    """`read_blocks`, but fp64 codes of the values where the pair is scaled: the blocks of `spec.of_values`."""
+    """`read_blocks`, but where the pair is scaled fp64 codes of its values (see `PairSpec.of_values`)."""
     blocks, pair = read_blocks(plan, unit, base=base, tuned=tuned), plan.pairs[unit.pair]
     if not plan.specs[unit.pair].scaled:
         yield from blocks

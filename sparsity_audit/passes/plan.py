@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -117,9 +117,12 @@ def make_plan(
         base: The base checkpoint.
         tuned: The tuned checkpoint.
         alignment: How they match.
-        specs: What is asked of each pair, in the alignment's order.
+        specs: What is asked of each pair, in the alignment's order; the alignment says which are scaled.
         unit_bytes: Aim for at most so many bytes a side and unit.
     """
+    specs = tuple(
+        replace(spec, scaled=pair.is_scaled) for pair, spec in zip(alignment.pairs, specs, strict=True)
+    )
     units: list[WorkUnit] = []
     for number, (pair, spec) in enumerate(zip(alignment.pairs, specs, strict=True)):
         itemsize = max(spec.base.itemsize, spec.tuned.itemsize)
@@ -179,7 +182,8 @@ def _plan_key(
         [
             pair.name,
             [
-                [s.spec.name, s.spec.file, s.spec.extent.start, s.start_entry, s.shape]
+                [s.spec.name, s.spec.file, s.spec.extent.start, s.start_entry, s.shape, s.num_runs, s.step]
+                + ([] if s.scale is None else [s.scale.spec.name, s.scale.block])
                 for s in (pair.base, pair.tuned)
             ],
             [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink],

@@ -54,11 +54,11 @@ def _starts(num_entries: int) -> list[int]:
 
 
 def _values(part: TensorSlice, files: OpenFiles, starts: list[int]) -> np.ndarray:
-    spec = part.spec
+    spec, first = part.source
     code = CODE_DTYPE[spec.dtype.itemsize]
     pieces = []
     for start in starts:
         piece = bytearray(min(_RUN_ENTRIES, part.num_entries - start) * spec.dtype.itemsize)
-        read_entries(files[spec.file], spec, part.start_entry + start, memoryview(piece))
+        read_entries(files[spec.file], spec, first + start, memoryview(piece))
         pieces.append(to_float64(np.frombuffer(piece, dtype=code), spec.dtype))
     return np.concatenate(pieces)

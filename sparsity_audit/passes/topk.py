@@ -21,7 +21,7 @@ import numpy as np
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, integer_distance, to_float64
 from sparsity_audit.compare.pair import PairSpec
-from sparsity_audit.passes.execute import BitSink, OpenFiles, in_threads, read_blocks
+from sparsity_audit.passes.execute import BitSink, OpenFiles, in_threads, read_values
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, DType, View
@@ -270,12 +270,12 @@ class _Reader:
         return in_threads(work, self._units, workers=self._workers)
 
     def _blocks(self, unit: WorkUnit):
-        return read_blocks(self._plan, unit, base=self._base, tuned=self._tuned)
+        return read_values(self._plan, unit, base=self._base, tuned=self._tuned)
 
     def _keys(
         self, unit: WorkUnit, row: int, col: int, base: np.ndarray, tuned: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        codes = _delta_codes(base, tuned, self._plan.specs[unit.pair], self._view).reshape(-1)
+        codes = _delta_codes(base, tuned, self._plan.specs[unit.pair].of_values, self._view).reshape(-1)
         first = row * unit.total_cols + col
         return codes, _hashes(self._seeds[unit.pair], first, len(codes))
 

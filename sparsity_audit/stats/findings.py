@@ -13,7 +13,7 @@ from sparsity_audit.stats.decay import DecayVerdict
 from sparsity_audit.stats.precision import hidden_ulps, merge_views, rel_equals_value
 from sparsity_audit.stats.rollup import TensorTally
 from sparsity_audit.stats.visible import visible_share
-from sparsity_audit.types import Criterion, DType, View
+from sparsity_audit.types import Criterion, DType, View, common_dtype
 
 __all__ = ["findings", "percent"]
 
@@ -33,6 +33,7 @@ def findings(
         *_mixed_dtypes(tensors),
         *_unchanged(tensors),
         *_codes_only(tensors),
+        *_scaled(tensors),
         *_not_finite(tensors),
         *_rel_is_value(tensors),
         *_hidden(tensors),
@@ -65,7 +66,11 @@ def _mixed_dtypes(tensors: Sequence[TensorTally]) -> list[str]:
 
 
 def _unchanged(tensors: Sequence[TensorTally]) -> list[str]:
-    names = [t.name for t in tensors if t.tally.native.entries and not t.tally.native.changed["bitwise"]]
+    names = [
+        t.name
+        for t in tensors
+        if t.tally.native.entries and not any(t.tally.native.changed[key] for key in ("bitwise", "value"))
+    ]
     if not names:
         return []
     if len(names) == len(tensors):
@@ -78,7 +83,7 @@ def _unchanged(tensors: Sequence[TensorTally]) -> list[str]:
 
 def _codes_only(tensors: Sequence[TensorTally]) -> list[str]:
     opaque = sum(t.tally.native.entries for t in tensors if t.native_dtype.kind == "opaque")
-    numbers = [t.tally.native for t in tensors if t.native_dtype.kind != "opaque"]
+    numbers = [t.tally.native for t in tensors if t.native_dtype.kind != "opaque" and not _is_scaled(t)]
     codes_only = sum(view.changed["bitwise"] - view.changed["value"] for view in numbers)
     sentences = []
     if opaque:
@@ -92,6 +97,25 @@ def _codes_only(tensors: Sequence[TensorTally]) -> list[str]:
             f"number (the sign of zero, a NaN payload): changed under bitwise alone."
         )
     return sentences
+
+
+def _scaled(tensors: Sequence[TensorTally]) -> list[str]:
+    views = [t.tally.native for t in tensors if _is_scaled(t)]
+    if not views:
+        return []
+    value, codes = (sum(view.changed[key] for view in views) for key in ("value", "bitwise"))
+    return [
+        (
+            f"{_plural(len(views), 'fp8 tensor is', 'fp8 tensors are')} compared by value, code × block "
+            f"scale, as fp64: {value:,} entries changed under value, {codes:,} under bitwise. ULPs and |Δ| "
+            f"of the native view are those of fp64 values; the served view rounds them to bf16."
+        )
+    ]
+
+
+def _is_scaled(tensor: TensorTally) -> bool:
+    """Whether values are codes times scales: only then is the native dtype not the sides' common one."""
+    return tensor.native_dtype is not common_dtype(tensor.base_dtype, tensor.tuned_dtype)
 
 
 def _not_finite(tensors: Sequence[TensorTally]) -> list[str]:

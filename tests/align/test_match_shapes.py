@@ -250,18 +250,6 @@ def test_dtypes_without_common_values_are_skipped_and_counted(make_catalogue, on
         assert "1 matched tensor not compared" in result.findings[0]
 
 
-def test_block_scaled_fp8_is_not_compared_with_plain_values(make_catalogue):
-    base = make_catalogue(
-        {"a.weight": (4, 4), "a.weight_scale_inv": (1, 1)},
-        dtypes={"a.weight": DType.F8_E4M3, "a.weight_scale_inv": DType.F32},
-    )
-    result = match(base, make_catalogue({"a.weight": (4, 4)}))
-    assert "scales" in result.skipped[0].reason
-    same = match(base, base)
-    assert len(same.pairs) == 2
-    assert "stored codes" in same.findings[0]
-
-
 def test_one_part_of_a_fused_tensor_may_be_skipped_alone(make_catalogue):
     base = make_catalogue({"a.gate_up_proj.weight": (8, 4)})
     tuned = make_catalogue(
