@@ -7,7 +7,8 @@ differ. A scattered 20 % mask has full rank too, so a rank alone says nothing.
 
 Sources: rank of the update 2505.11711 (Table 2); principal and low-magnitude mask, spectral drift (NSS) and
 angles 2511.08567; effective rank Roy and Vetterli 2007. Deviations: ranks name their tolerance; effective
-rank is also given over energies σ²; the overlap's chance level is exact; ties at a cut count in proportion.
+rank is also given over energies σ²; overlaps have an exact chance level and what magnitudes alone give, since
+large weights are principal more often and bf16 hides their updates; ties at a cut count in proportion.
 
 Reported floats have 9 significant digits, ratios and angles at most 11 and 6 decimals: LAPACK's last digits
 depend on the number of threads and the processor.
@@ -18,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from sparsity_audit.stats.spectral_records import (
     RankTolerances,
     SpectralMeasures,
     SpectralRecord,
+    Target,
 )
 from sparsity_audit.types import DType, View
 
@@ -279,46 +280,63 @@ def _with_drift(measures: SpectralMeasures, origin: Factors, moved: Factors) -> 
 def _overlaps(base: np.ndarray, origin: Factors, mask: np.ndarray) -> tuple[MaskOverlap, ...]:
     if not mask.any() or not base.any():
         return ()
-    alphas = (*ALPHAS, np.count_nonzero(mask) / mask.size)
-    principal = _overlaps_with("principal", np.abs(origin.low_rank()), mask, alphas)
-    return principal + _overlaps_with("low-magnitude", -np.abs(base), mask, alphas)
-
-
-def _overlaps_with(
-    target: Literal["principal", "low-magnitude"],
-    scores: np.ndarray,
-    mask: np.ndarray,
-    alphas: Sequence[float],
-) -> tuple[MaskOverlap, ...]:
-    """Overlap with the entries of largest score, for each α."""
-    everywhere, updated = np.sort(scores, axis=None), np.sort(scores[mask])
-    total, size = len(everywhere), len(updated)
+    groups, updated = _magnitude_groups(base), mask.reshape(-1)
+    targets: dict[Target, np.ndarray] = {
+        "principal": np.abs(origin.low_rank()),
+        "low-magnitude": -np.abs(base),
+    }
     found = []
-    for alpha in alphas:
-        wanted = round(alpha * total)
-        cut = everywhere[max(total - wanted, 0)] if wanted else np.inf
-        above, ties = _above_and_at(everywhere, cut)
-        updated_above, updated_ties = _above_and_at(updated, cut)
-        inside = updated_above + (updated_ties * (wanted - above) / ties if ties else 0.0)
-        chance = wanted / total
-        variance = chance * (1 - chance) * (total - size) / (size * max(total - 1, 1))
-        found.append(
-            MaskOverlap(
-                target=target,
-                alpha=_ratio(alpha),
-                entries=wanted,
-                ties_at_cut=ties,
-                share=_ratio(inside / size),
-                chance=_ratio(chance),
-                chance_sd=_ratio(math.sqrt(variance)),
+    for target, scores in targets.items():
+        ordered = np.sort(scores, axis=None)
+        for alpha in (*ALPHAS, np.count_nonzero(mask) / mask.size):
+            wanted = round(alpha * mask.size)
+            weights, ties = _selected(scores.reshape(-1), ordered, wanted)
+            share, by_magnitude = _share(weights, updated, None), _share(weights, updated, groups)
+            found.append(
+                MaskOverlap(
+                    target=target,
+                    alpha=_ratio(alpha),
+                    entries=wanted,
+                    ties_at_cut=ties,
+                    share=_ratio(float(weights[updated].sum()) / np.count_nonzero(updated)),
+                    chance=share[0],
+                    chance_sd=share[1],
+                    magnitude_share=by_magnitude[0],
+                    magnitude_sd=by_magnitude[1],
+                )
             )
-        )
     return tuple(found)
 
 
-def _above_and_at(ordered: np.ndarray, cut: float) -> tuple[int, int]:
+def _magnitude_groups(base: np.ndarray) -> np.ndarray:
+    """Number of each entry's group: exponent of |W₀|, powers of two and zero apart, as in `stats.strata`."""
+    fraction, exponent = np.frexp(np.abs(base).reshape(-1))
+    key = 2 * exponent.astype(np.int64) + (fraction == 0.5)
+    key[fraction == 0] = np.iinfo(np.int64).min
+    return np.unique(key, return_inverse=True)[1]
+
+
+def _selected(scores: np.ndarray, ordered: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
+    """Weight of each entry among the `wanted` of largest score: 1, 0, or a share at the cut; and the ties."""
+    if wanted == 0:
+        return np.zeros(len(scores)), 0
+    cut = ordered[len(ordered) - wanted]
     first, last = np.searchsorted(ordered, cut, side="left"), np.searchsorted(ordered, cut, side="right")
-    return len(ordered) - int(last), int(last - first)
+    ties, above = int(last - first), len(ordered) - int(last)
+    return np.where(scores > cut, 1.0, np.where(scores == cut, (wanted - above) / ties, 0.0)), ties
+
+
+def _share(weights: np.ndarray, updated: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """Expected share of the update inside, and its sd, when it is drawn at random within each group."""
+    if groups is None:
+        groups = np.zeros(len(weights), dtype=np.int64)
+    size = np.bincount(groups).astype(np.float64)
+    changed, selected = np.bincount(groups, weights=updated), np.bincount(groups, weights=weights)
+    variance = changed * selected * (size - changed) * (size - selected) / (size**2 * np.maximum(size - 1, 1))
+    total = changed.sum()
+    # Weights at the cut are shares whose sum may miss a whole group by rounding.
+    deviation = math.sqrt(max(float(variance.sum()), 0.0))
+    return _ratio(float((changed * selected / size).sum() / total)), _ratio(deviation / total)
 
 
 def _over(

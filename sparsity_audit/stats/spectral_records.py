@@ -11,7 +11,7 @@ from typing import Literal
 
 from sparsity_audit.types import View
 
-__all__ = ["MaskOverlap", "RankTolerances", "SpectralMeasures", "SpectralRecord"]
+__all__ = ["MaskOverlap", "RankTolerances", "SpectralMeasures", "SpectralRecord", "Target"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,9 @@ class SpectralMeasures:
     right_min_cosine: float | None = None
 
 
+Target = Literal["principal", "low-magnitude"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskOverlap:
     """How much of the update mask lies in a mask made from W₀.
@@ -83,15 +86,20 @@ class MaskOverlap:
         share: Share of the update mask inside.
         chance: The same of a random mask of the update's size, exactly: entries ÷ n.
         chance_sd: Standard deviation of that.
+        magnitude_share: The same of a mask drawn at random within each exponent of |W₀| (powers of two
+            apart), with as many entries of each as the update has.
+        magnitude_sd: Standard deviation of that.
     """
 
-    target: Literal["principal", "low-magnitude"]
+    target: Target
     alpha: float
     entries: int
     ties_at_cut: int
     share: float
     chance: float
     chance_sd: float
+    magnitude_share: float
+    magnitude_sd: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

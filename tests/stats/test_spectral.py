@@ -244,6 +244,53 @@ def test_updates_of_small_weights_overlap_with_the_low_magnitude_mask_alone() ->
     assert low.chance == 0.1
 
 
+def test_a_mask_that_depends_on_the_exponent_alone_overlaps_as_magnitudes_give() -> None:
+    rng = np.random.default_rng(17)
+    base = rng.standard_normal((60, 50)) + rng.standard_normal((60, 3)) @ rng.standard_normal((3, 50))
+    rate = np.clip(0.5 ** np.frexp(np.abs(base))[1] / 4, 0, 1)
+    record = _record(base, np.where(rng.random(base.shape) < rate, base * 1.001, base), num_draws=0)
+    for overlap in record.overlaps:
+        assert abs(overlap.share - overlap.magnitude_share) <= 4 * overlap.magnitude_sd + 1e-9, overlap
+    principal = next(o for o in record.overlaps if o.target == "principal" and o.alpha == 0.1)
+    assert principal.share < principal.chance - 5 * principal.chance_sd, "far from chance all the same"
+
+
+def test_what_magnitudes_give_equals_a_sum_over_groups_by_hand() -> None:
+    # Groups: {3, 3.5, 2.5}, {2} (a power of two), {1.5, 1.25}, {0, 0}.
+    base = np.array([[3.0, 3.5, 2.5, 2.0], [1.5, -1.25, 0.0, 0.0]])
+    mask = np.array([[True, False, False, True], [True, True, False, True]])
+    record = spectral_record(base, np.where(mask, base + 1, base), mask, _question(num_draws=0))
+    found = next(o for o in record.overlaps if o.target == "low-magnitude" and o.alpha == 0.5)
+    # The four smallest are both of the last two groups; the update has two and one entries there.
+    assert (found.entries, found.share, found.magnitude_share, found.magnitude_sd) == (4, 0.6, 0.6, 0.0)
+    found = next(o for o in record.overlaps if o.target == "low-magnitude" and o.alpha == 0.2)
+    # Two of eight: both zeros. The update has one of them.
+    assert (found.entries, found.share, found.magnitude_share) == (2, 0.2, 0.2)
+    # Five of eight, its own density .625: the last two groups and 2; the update has four of these.
+    assert (record.overlaps[-1].entries, record.overlaps[-1].share) == (5, 0.8)
+    assert record.overlaps[-1].magnitude_share == 0.8
+
+
+def test_the_spread_that_magnitudes_give_is_that_of_draws_within_groups() -> None:
+    rng = np.random.default_rng(18)
+    base = rng.standard_normal((24, 20))
+    groups = np.frexp(np.abs(base))[1]
+    first = rng.random(base.shape) < 0.3
+    shares = []
+    for _ in range(200):
+        mask = np.zeros(base.shape, dtype=bool)
+        for group in np.unique(groups):
+            places = np.argwhere(groups == group)
+            count = int(first[groups == group].sum())
+            mask[tuple(places[rng.choice(len(places), count, replace=False)].T)] = True
+        record = _record(base, np.where(mask, base + 1, base), num_draws=0)
+        overlap = next(o for o in record.overlaps if o.target == "principal" and o.alpha == 0.2)
+        shares.append(overlap.share)
+    # Limits as for the chance level: 4 errors of a mean and of an sd over 200 draws.
+    assert abs(np.mean(shares) - overlap.magnitude_share) < 4 * overlap.magnitude_sd / math.sqrt(200)
+    assert abs(np.std(shares) / overlap.magnitude_sd - 1) < 0.2
+
+
 def test_the_chance_level_of_an_overlap_is_that_of_random_masks() -> None:
     rng = np.random.default_rng(11)
     base = rng.standard_normal((30, 30))
