@@ -299,11 +299,13 @@ def roll_up(
 ) -> tuple[Rollup, ...]:
     """Group tensors by `key`, in order of first appearance; a key of None leaves a tensor out."""
     groups: dict[str, list[TensorTally]] = {}
-    for tensor in tensors:
+    everyone = list(tensors)
+    for tensor in everyone:
         name = key(tensor)
         if name is not None:
             groups.setdefault(name, []).append(tensor)
-    return tuple(_roll_up_group(name, members, view) for name, members in groups.items())
+    criteria = _counted_by_all(everyone, view)
+    return tuple(_roll_up_group(name, members, view, criteria) for name, members in groups.items())
 
 
 def by_layer(tensor: TensorTally) -> str | None:
@@ -340,7 +342,8 @@ _TOTALS: dict[str, frozenset[TensorKind]] = {
 def totals(tensors: Sequence[TensorTally], *, view: View = View.NATIVE) -> tuple[Rollup, ...]:
     """`all`, then the parts that add up to it; a part without tensors is left out."""
     groups = {name: [t for t in tensors if t.kind in kinds] for name, kinds in _TOTALS.items()}
-    return tuple(_roll_up_group(name, members, view) for name, members in groups.items() if members)
+    criteria = _counted_by_all(tensors, view)
+    return tuple(_roll_up_group(name, members, view, criteria) for name, members in groups.items() if members)
 
 
 def headlines(tensors: Sequence[TensorTally]) -> tuple[Headline, ...]:
@@ -353,11 +356,17 @@ def headlines(tensors: Sequence[TensorTally]) -> tuple[Headline, ...]:
     )
 
 
-def _roll_up_group(key: str, members: list[TensorTally], view: View) -> Rollup:
+def _counted_by_all(tensors: Sequence[TensorTally], view: View) -> tuple[str, ...]:
+    """Criteria that every tensor counted in this view: a `top` criterion is counted in one view only."""
+    counted = [tensor.view(view).changed for tensor in tensors]
+    return tuple(key for key in (counted[0] if counted else ()) if all(key in keys for keys in counted))
+
+
+def _roll_up_group(key: str, members: list[TensorTally], view: View, criteria: tuple[str, ...]) -> Rollup:
     tallies = [member.view(view) for member in members]
     entries = sum(tally.entries for tally in tallies)
     counts = []
-    for criterion in tallies[0].changed:
+    for criterion in criteria:
         changed = sum(tally.changed[criterion] for tally in tallies)
         densities = [tally.changed[criterion] / tally.entries for tally in tallies if tally.entries]
         mean = math.fsum(densities) / len(densities) if densities else None

@@ -214,3 +214,20 @@ def test_headlines_are_the_known_answers_with_their_denominators(base, tuned, na
 def test_no_tensors_give_no_headlines():
     assert headlines([]) == ()
     assert totals([]) == ()
+
+
+@pytest.mark.parametrize("view", View)
+def test_a_criterion_counted_in_one_view_only_is_rolled_up_in_that_view_alone(view):
+    ones = np.ones((2, 2), np.float32)
+    bf16 = make("a", ones.view(np.uint16), ones.view(np.uint16) + np.uint16(1), dtype=DType.BF16, layer=0)
+    fp32 = make("b", ones, ones * 2, served=True, layer=1)
+    tensors = [
+        dataclasses.replace(t, tally=t.tally.with_count("top:3", 3, served=view is View.SERVED, lines=None))
+        for t in (bf16, fp32)
+    ]
+    for shown in View:
+        for rollup in (*totals(tensors, view=shown), *roll_up(tensors, key=by_layer, view=shown)):
+            found = {count.total.criterion: count.total.changed for count in rollup.counts}
+            assert set(found) == {"bitwise", "value"} | ({"top:3"} if shown is view else set()), rollup.key
+    (row,) = [h for h in headlines(tensors) if h.criterion == "top:3"]
+    assert (row.view, row.changed) == (view, 6)
