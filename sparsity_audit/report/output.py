@@ -78,7 +78,7 @@ class OutputDirectory:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> None:
-    """Write `folder/name`, where the name may lead into a folder that is not there yet. Raises OutputError."""
+    """Write `folder/name`, whose folders are made where they are missing. Raises OutputError."""
     path = folder / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,16 +47,26 @@ def label_runs(reports: Sequence[DiffReport], labels: Sequence[str] = ()) -> tup
 
 
 def _short_names(references: Sequence[str]) -> list[str]:
-    parts = [_without_revision(reference).rstrip("/").split("/") for reference in references]
-    for depth in range(1, max(len(part) for part in parts) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
+    paths = [_split_revision(reference)[0].rstrip("/").split("/") for reference in references]
+    for depth in range(1, max(len(path) for path in paths) + 1):
+        names = ["/".join(path[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return names
-    return [f"{name} ({number})" for number, name in enumerate(("/".join(part) for part in parts), start=1)]
+    names = [
+        f"{path[-1]}@{revision[:7]}" if (revision := _split_revision(reference)[1]) else path[-1]
+        for path, reference in zip(paths, references, strict=True)
+    ]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
-def _without_revision(reference: str) -> str:
-    return reference.removeprefix("hf://").partition("@")[0] if reference.startswith("hf://") else reference
+def _split_revision(reference: str) -> tuple[str, str]:
+    """Path or repository, and the commit of a Hub reference."""
+    if not reference.startswith("hf://"):
+        return reference, ""
+    name, _, revision = reference.removeprefix("hf://").partition("@")
+    return name, revision
 
 
 def question(report: DiffReport) -> str:
