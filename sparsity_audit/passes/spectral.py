@@ -60,7 +60,9 @@ class SpectralPlan:
     def note(self) -> str:
         """The cost in a line for the user."""
         refused = len(self.pairs) - self.refusals.count("")
-        matrices = f"{len(self.pairs) - refused} matrices" + (f" ({refused} more refused)" if refused else "")
+        measured = len(self.pairs) - refused
+        matrices = f"{measured} matrix" if measured == 1 else f"{measured} matrices"
+        matrices += f" ({refused} more refused)" if refused else ""
         fast, slow = (_time_text(self.cost.flops / rate) for rate in _FLOPS_PER_S)
         return (
             f"--spectral: {matrices}, each with {self.num_draws} random references: about "

@@ -56,6 +56,8 @@ MAX_RANK = 32
 ALPHAS = (0.05, 0.1, 0.2, 0.5)
 _ENERGY = 0.99
 _LARGEST = 1e150
+_LEAST_EXPONENT = -1073
+"""Of the smallest float64, as frexp gives it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +102,11 @@ def spectral_cost(rows: int, cols: int, *, max_dim: int, num_draws: int) -> Spec
     if long > max_dim:
         width = min(subspace_rank(rows, cols) + OVERSAMPLING, short)
         one = 2.0 * (2 * POWER_ITERATIONS + 2) * rows * cols * width
-        return SpectralCost(flops=(3 + 2 * num_draws) * one, num_bytes=8 * 6 * rows * cols)
+        return SpectralCost(flops=(3 + 2 * num_draws) * one, num_bytes=8 * 10 * rows * cols)
     vectors = 14.0 * long * short**2 + 8.0 * short**3
     values = 4.0 * long * short**2 - 4.0 / 3.0 * short**3
     flops = (2 + num_draws) * vectors + (1 + num_draws) * values
-    return SpectralCost(flops=flops, num_bytes=8 * (8 * rows * cols + 5 * short**2))
+    return SpectralCost(flops=flops, num_bytes=8 * (10 * rows * cols + 4 * short**2))
 
 
 def spectral_record(
@@ -281,12 +283,13 @@ def _overlaps(base: np.ndarray, origin: Factors, mask: np.ndarray) -> tuple[Mask
     if not mask.any() or not base.any():
         return ()
     groups, updated = _magnitude_groups(base), mask.reshape(-1)
-    targets: dict[Target, np.ndarray] = {
-        "principal": np.abs(origin.low_rank()),
-        "low-magnitude": -np.abs(base),
-    }
     found = []
-    for target, scores in targets.items():
+    targets: tuple[Target, ...] = ("principal", "low-magnitude")
+    for target in targets:
+        scores = origin.low_rank() if target == "principal" else base.copy()
+        np.abs(scores, out=scores)
+        if target == "low-magnitude":
+            np.negative(scores, out=scores)
         ordered = np.sort(scores, axis=None)
         for alpha in (*ALPHAS, np.count_nonzero(mask) / mask.size):
             wanted = round(alpha * mask.size)
@@ -310,10 +313,10 @@ def _overlaps(base: np.ndarray, origin: Factors, mask: np.ndarray) -> tuple[Mask
 
 def _magnitude_groups(base: np.ndarray) -> np.ndarray:
     """Number of each entry's group: exponent of |W₀|, powers of two and zero apart, as in `stats.strata`."""
-    fraction, exponent = np.frexp(np.abs(base).reshape(-1))
-    key = 2 * exponent.astype(np.int64) + (fraction == 0.5)
-    key[fraction == 0] = np.iinfo(np.int64).min
-    return np.unique(key, return_inverse=True)[1]
+    fraction, exponent = np.frexp(base.reshape(-1))
+    number = 2 * (exponent - _LEAST_EXPONENT) + (np.abs(fraction) == 0.5) + 1
+    number[fraction == 0] = 0
+    return number
 
 
 def _selected(scores: np.ndarray, ordered: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
@@ -331,7 +334,9 @@ def _share(weights: np.ndarray, updated: np.ndarray, groups: np.ndarray | None) 
     if groups is None:
         groups = np.zeros(len(weights), dtype=np.int64)
     size = np.bincount(groups).astype(np.float64)
-    changed, selected = np.bincount(groups, weights=updated), np.bincount(groups, weights=weights)
+    is_met = size > 0
+    changed, selected = (np.bincount(groups, weights=w)[is_met] for w in (updated, weights))
+    size = size[is_met]
     variance = changed * selected * (size - changed) * (size - selected) / (size**2 * np.maximum(size - 1, 1))
     total = changed.sum()
     # Weights at the cut are shares whose sum may miss a whole group by rounding.

@@ -145,7 +145,7 @@ def test_the_note_states_matrices_operations_time_and_memory(write_checkpoint) -
     plan = plan_of(write_checkpoint("b", base), write_checkpoint("t", tuned))
     note = choose_spectral(plan, ("*",), max_dim=4096).note
     # 5 decompositions at 14·300·200² + 8·200³ and 4 of values at 4·300·200² − 4/3·200³.
-    assert "1 matrices (1 more refused)" in note
+    assert "1 matrix (1 more refused)" in note
     assert "3 random references" in note
     assert "1.3e+09 float64 operations" in note
     assert "MiB" in note
