@@ -59,12 +59,12 @@ def diff_pairs(
         evict: Remove from the Hub cache what a pair downloaded, once no later pair needs it. What was
             cached before the run stays.
         overwrite: Measure again what is there.
-        figures: Draw the strip figure.
+        figures: Draw the strip figure, and those of each pair.
         workers: As for `diff`.
         kernel: As for `diff`.
         device: As for `diff`.
         on_pair: Called with number, count and pair before it is compared.
-        on_report: Called with each finished report, also of pairs that were there already.
+        on_report: Called with the report of each pair that this run measured.
         on_note: Called with lines for the user.
         on_progress: Called with bytes done and bytes in all of the current pair.
 
@@ -76,7 +76,8 @@ def diff_pairs(
     note = on_note or (lambda _text: None)
     folder = Path(output)
     chosen = _chosen(found, only)
-    options = {"workers": workers, "kernel": kernel, "device": device, "on_progress": on_progress}
+    options = {"workers": workers, "kernel": kernel, "device": device, "figures": figures}
+    options["on_progress"] = on_progress
     keeper = CacheKeeper() if evict else None
     _make(folder)
     rows = {entry.name: _row_before(entry, folder / entry.name, overwrite=overwrite) for entry in found.pairs}
@@ -84,13 +85,16 @@ def diff_pairs(
         if on_pair is not None:
             on_pair(number + 1, len(chosen), entry)
         try:
-            report = _audit(entry, folder / entry.name, overwrite=overwrite, note=note, options=options)
+            report, is_new = _audit(
+                entry, folder / entry.name, overwrite=overwrite, note=note, options=options
+            )
             rows[entry.name] = _measured_row(entry, report)
-            if on_report is not None:
-                on_report(entry, report)
         except SparsityAuditError as error:
             rows[entry.name] = _unmeasured(entry, "failed", str(error))
             note(f"{entry.name} failed: {error}")
+        else:
+            if is_new and on_report is not None:
+                on_report(entry, report)
         if keeper is not None:
             _evict(keeper, entry, later=chosen[number + 1 :], note=note)
         _write(folder, _report(found, rows), figures=False)
@@ -131,16 +135,16 @@ def _make(folder: Path) -> None:
 
 def _audit(
     entry: PairEntry, folder: Path, *, overwrite: bool, note: Callable[[str], None], options: dict[str, Any]
-) -> DiffReport:
-    """The pair's report: read when it is there and answers the same question, else measured."""
+) -> tuple[DiffReport, bool]:
+    """The pair's report, and whether it is new: read when it answers the same question, else measured."""
     request = _request(entry)
     if (folder / _REPORT).exists():
         if not overwrite:
-            return _finished(folder, request)
+            return _finished(folder, request), False
         (folder / _REPORT).unlink()
     _make(folder)
     write_atomically(folder / _REQUEST, json.dumps(request, indent=1).encode() + b"\n")
-    return diff(
+    report = diff(
         entry.base,
         entry.tuned,
         criteria=entry.criteria,
@@ -155,6 +159,7 @@ def _audit(
         on_note=note,
         **options,
     )
+    return report, True
 
 
 def _request(entry: PairEntry) -> dict[str, Any]:
@@ -270,9 +275,8 @@ def _of_criterion(report: DiffReport, criterion: str | None, view: View | None) 
 def _judge(expected: Expected, report: DiffReport, measured: Measured | None) -> ExpectedRecord:
     if expected.criterion is not None or expected.view is not None:
         measured = _of_criterion(report, expected.criterion, expected.view)
-    difference = None
-    if measured is not None and measured.sparsity is not None:
-        difference = 100 * measured.sparsity - expected.sparsity
+    percent = None if measured is None else measured.percent
+    difference = None if percent is None else percent - expected.sparsity
     return ExpectedRecord(
         sparsity_percent=expected.sparsity,
         tolerance_points=expected.tolerance,

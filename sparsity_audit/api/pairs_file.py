@@ -163,12 +163,14 @@ def _document(found: Any, *, label: str, folder: Path | None) -> PairsFile:
     ]
     seen: dict[str, str] = {}
     for entry in entries:
-        if (other := seen.setdefault(entry.name.lower(), entry.name)) is not entry.name:
+        other = seen.get(entry.name.lower())
+        if other is not None:
             raise UsageError(
                 f"{label}: pair {entry.name!r}",
-                f"is named like {other!r}" if other != entry.name else "occurs twice",
+                "occurs twice" if other == entry.name else f"is named like {other!r}",
                 expected="different names, also without regard to case: they name directories",
             )
+        seen[entry.name.lower()] = entry.name
     texts = {key: _text(f"{label}: {key}", document.get(key)) for key in ("title", "source", "note")}
     return PairsFile(label=label, pairs=tuple(entries), **texts)
 

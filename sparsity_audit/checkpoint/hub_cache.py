@@ -58,7 +58,7 @@ class CacheKeeper:
                 is_old = (repo.repo_id, commit) in self._before
                 (kept if is_old else removed).append(f"{repo.repo_id}@{commit}")
                 new += [] if is_old else [commit]
-            if new:
+            if new and cache is not None:
                 # One repository at a time: forks share commits, and the library looks for commits alone.
                 strategy = replace(cache, repos=frozenset({repo})).delete_revisions(*new)
                 strategy.execute()
@@ -76,15 +76,15 @@ def hub_reference_of(reference: str) -> HubReference | None:
         return None
 
 
-def _scan() -> HFCacheInfo:
-    from huggingface_hub import HFCacheInfo, scan_cache_dir
+def _scan() -> HFCacheInfo | None:
+    from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
         return scan_cache_dir()
     except CacheNotFound:
-        return HFCacheInfo(size_on_disk=0, repos=frozenset(), warnings=[])
+        return None
 
 
-def _models(cache: HFCacheInfo) -> list[CachedRepoInfo]:
-    return [repo for repo in cache.repos if repo.repo_type == "model"]
+def _models(cache: HFCacheInfo | None) -> list[CachedRepoInfo]:
+    return [] if cache is None else [repo for repo in cache.repos if repo.repo_type == "model"]

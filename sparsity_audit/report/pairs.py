@@ -47,6 +47,11 @@ class Measured:
     changed: int
     sparsity: float | None
 
+    @property
+    def percent(self) -> float | None:
+        """The sparsity in percent, rounded once."""
+        return 100 * (self.compared - self.changed) / self.compared if self.compared else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedRecord:

@@ -42,7 +42,7 @@ def strip_figure(report: PairsReport) -> Figure:
 
 
 def draw_strip(axes: Axes, report: PairsReport) -> None:
-    """One line a pair, grouped by algorithm: filled marks are measured, open diamonds expected ± tolerance."""
+    """One line a pair, grouped by algorithm: filled marks measured, open diamonds expected ± tolerance."""
     rows = _shown(report)
     kinds = list(dict.fromkeys(row.kind or _NO_KIND for row in report.rows))
     for place, row in enumerate(rows):
@@ -60,10 +60,10 @@ def draw_strip(axes: Axes, report: PairsReport) -> None:
                 elinewidth=0.8,
                 zorder=2,
             )
-        if row.measured is not None and row.measured.sparsity is not None:
+        if row.measured is not None and row.measured.percent is not None:
             kind = kinds.index(row.kind or _NO_KIND)
             axes.plot(
-                100 * row.measured.sparsity,
+                row.measured.percent,
                 place,
                 MARKERS[kind % len(MARKERS)],
                 color=COLOURS[kind % len(COLOURS)],

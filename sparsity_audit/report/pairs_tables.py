@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from sparsity_audit.report.pairs import PairRow, PairsReport
 from sparsity_audit.stats.findings import percent
+from sparsity_audit.stats.rollup import Headline
 
 __all__ = ["pairs_csv", "pairs_latex", "pairs_markdown"]
 
@@ -29,8 +30,8 @@ def pairs_csv(report: PairsReport) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_CSV_HEAD, *[f"sparsity_percent[{view}:{key}]" for view, key in keys]])
     for row in report.rows:
-        found = {(h.view, h.criterion): h.sparsity for h in row.headlines}
-        writer.writerow([*_csv_cells(row), *[_times_100(found.get(key)) for key in keys]])
+        found = {(h.view, h.criterion): _percent(h) for h in row.headlines}
+        writer.writerow([*_csv_cells(row), *[found.get(key) for key in keys]])
     return text.getvalue().encode()
 
 
@@ -39,7 +40,7 @@ def _csv_cells(row: PairRow) -> list[object]:
     return [
         *(row.name, row.algorithm, row.kind, row.status),
         *((measured.rule, measured.view, measured.compared, measured.changed) if measured else [None] * 4),
-        None if measured is None else _times_100(measured.sparsity),
+        None if measured is None else measured.percent,
         *((expected.sparsity_percent, expected.tolerance_points) if expected else [None] * 2),
         *((expected.difference_points, expected.passed) if expected else [None] * 2),
         row.base_resolved or row.base,
@@ -50,8 +51,8 @@ def _csv_cells(row: PairRow) -> list[object]:
     ]
 
 
-def _times_100(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
+def _percent(row: Headline) -> float | None:
+    return 100 * (row.compared - row.changed) / row.compared if row.compared else None
 
 
 def pairs_markdown(report: PairsReport) -> bytes:

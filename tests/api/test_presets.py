@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from slow_presets import SLOW, Tensors, slow_mukherjee, slow_zhu
 
 from sparsity_audit import diff
 from sparsity_audit.api.presets import apply_preset, preset_criteria, preset_named
 from sparsity_audit.errors import UsageError
-
-Tensors = Mapping[str, torch.Tensor]
-
-
-def slow_mukherjee(
-    base: Tensors, tuned: Tensors, *, parameters: list[str], tol: float = 1e-5
-) -> tuple[int, int]:
-    """(unchanged, compared) as arXiv 2505.11711's program counts them, tensor by tensor in bf16."""
-    unchanged = compared = 0
-    for name in parameters:
-        if name not in tuned:
-            continue
-        one, other = base[name].to(torch.bfloat16), tuned[name].to(torch.bfloat16)
-        if one.shape != other.shape:
-            continue
-        delta = other - one
-        unchanged += int(torch.isclose(delta, torch.zeros_like(delta), atol=tol).sum())
-        compared += delta.numel()
-    return unchanged, compared
-
-
-def slow_zhu(base: Tensors, tuned: Tensors, *, parameters: list[str], eta: float = 1e-3) -> tuple[int, int]:
-    """(unchanged, compared) by arXiv 2511.08567 Def. 2.1 on bf16 weights, in float64."""
-    unchanged = compared = 0
-    for name in parameters:
-        if name not in tuned or base[name].shape != tuned[name].shape:
-            continue
-        one, other = (side[name].to(torch.bfloat16).double() for side in (base, tuned))
-        within = (other - one).abs() <= eta * torch.maximum(one.abs(), other.abs())
-        unchanged += int(within.sum())
-        compared += one.numel()
-    return unchanged, compared
-
-
-SLOW = {"mukherjee2025": slow_mukherjee, "zhu2025": slow_zhu}
 
 
 def save(folder: Path, tensors: Tensors, config: dict[str, Any] | None = None) -> Path:
