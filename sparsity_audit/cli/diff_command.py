@@ -16,14 +16,22 @@ from sparsity_audit.cli.options import (
     format_options,
     progress_is_wanted,
 )
+from sparsity_audit.cli.pairs_options import (
+    echo_preset,
+    log_options,
+    pairs_options,
+    run_pairs,
+    send_report,
+    take_one_pair,
+)
 from sparsity_audit.types import View
 
 __all__ = ["diff"]
 
 
 @click.command()
-@click.argument("base")
-@click.argument("tuned")
+@click.argument("base", required=False)
+@click.argument("tuned", required=False)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Directory for report, tables and journal."
 )
@@ -81,26 +89,34 @@ __all__ = ["diff"]
 @click.option(
     "--unit-bytes", type=click.IntRange(min=1), help="Aim of a work unit's bytes a side.", hidden=True
 )
+@pairs_options
+@log_options
 @click.option("--dry-run", is_flag=True, help="Print what would be read and compared, and stop.")
 @click.option(
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directories."
 )
 @format_options
 @config_option
-def diff(*, output_format: str, as_json: bool, dry_run: bool, **options: Any) -> int:
+@click.pass_context
+def diff(ctx: click.Context, *, output_format: str, as_json: bool, dry_run: bool, **options: Any) -> int:
     """Compare BASE with TUNED: update sparsity by criterion, precision, layer and module.
 
     BASE and TUNED are a checkpoint directory, a .safetensors or .bin file, or a Hub reference
     (org/model, org/model@revision, hf://org/model). Without -o nothing is written.
 
     \b
-    Exit status: 0 done, 1 a stated expectation failed, 2 usage, input or I/O error, 130 interrupted.
+    Exit status: 0 done, 1 a stated expectation failed, 2 usage, input or I/O error (with --pairs: of any
+    pair), 130 interrupted.
 
     \b
     Example:
       sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+      sparsity-audit diff --pairs published:zhu2025 --dry-run
     """
     output_format = "json" if as_json else output_format
+    if options["pairs"] is not None:
+        return run_pairs(ctx, options, output_format=output_format, dry_run=dry_run)
+    loggers, project = take_one_pair(ctx, options)
     if dry_run:
         return _dry_run(options, output_format)
     from sparsity_audit.api.diff import diff as run
@@ -116,6 +132,8 @@ def diff(*, output_format: str, as_json: bool, dry_run: bool, **options: Any) ->
         from sparsity_audit.report.terminal import print_report
 
         print_report(report, output=options["output"], mask=options["mask"])
+        echo_preset(report.preset)
+    send_report(report, loggers, project=project, output=options["output"])
     failed = [gate for gate in report.gates if not gate.passed]
     for gate in failed:
         echo_note(f"expectation failed: {gate.gate}: {gate.detail}")
@@ -127,6 +145,10 @@ def _dry_run(options: dict[str, Any], output_format: str) -> int:
 
     names = ("base", "tuned", "criteria", "view", "maps", "stats", "unit_bytes")
     arguments = {name: options[name] for name in names}
+    if options["preset"] is not None:
+        from sparsity_audit.api.presets import preset_criteria
+
+        arguments["criteria"] = preset_criteria(options["preset"], options["criteria"])
     summary = plan_diff(**arguments)
     if output_format == "json":
         import json
