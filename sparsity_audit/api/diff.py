@@ -31,6 +31,7 @@ from sparsity_audit.passes.journal import Journal
 from sparsity_audit.passes.mask_sink import MaskSink, mask_fingerprints, mask_metadata, mask_tensors
 from sparsity_audit.passes.plan import Plan, WorkUnit, default_criteria, make_plan
 from sparsity_audit.passes.probe import probe_shrinks
+from sparsity_audit.passes.spectral import SpectralPlan, choose_spectral, measure_spectra
 from sparsity_audit.passes.topk import TopSelection, select_top
 from sparsity_audit.report.build import ReportInputs, build_report
 from sparsity_audit.report.output import OutputDirectory
@@ -43,6 +44,7 @@ __all__ = ["diff", "plan_diff"]
 
 _UNIT_BYTES = 64 << 20
 _MAX_WORKERS = 8
+_SPECTRAL_MAX_DIM = 4096
 _WEIGHTS_DTYPES = {"bf16": DType.BF16, "fp32": DType.F32}
 
 
@@ -64,6 +66,8 @@ def plan_diff(
     view: View | str = View.NATIVE,
     maps: Sequence[tuple[str, str]] = (),
     stats: Level = "full",
+    spectral: Sequence[str] = (),
+    spectral_max_dim: int = _SPECTRAL_MAX_DIM,
     unit_bytes: int | None = None,
 ) -> PlanSummary:
     """What `diff` would compare, from headers alone. Arguments and errors as there."""
@@ -84,6 +88,7 @@ def plan_diff(
         criteria=tuple(c.key for c in (*_counted(criteria, stats), *prepared.tops)),
         leftovers=tuple(lost),
         findings=alignment.findings,
+        spectral_cost=choose_spectral(plan, spectral, max_dim=spectral_max_dim).note if spectral else "",
     )
 
 
@@ -95,6 +100,8 @@ def diff(
     view: View | str = View.NATIVE,
     maps: Sequence[tuple[str, str]] = (),
     stats: Level = "full",
+    spectral: Sequence[str] = (),
+    spectral_max_dim: int = _SPECTRAL_MAX_DIM,
     lr: float | None = None,
     weights_dtype: str | None = None,
     preset: str | None = None,
@@ -119,6 +126,8 @@ def diff(
         view: Which view decides those; both are reported.
         maps: (REGEX, REPL) rules that rename tuned tensors to base names.
         stats: `full`, or `counts` for criteria, fingerprints and masks alone.
+        spectral: Globs of the matrices whose spectra are measured; `on_note` gets the cost first.
+        spectral_max_dim: Matrices with a longer side are estimated from a sketch.
         lr: Peak learning rate, for the half-ULP law.
         weights_dtype: `bf16` or `fp32`: how the trainer kept the weights between steps.
         preset: `mukherjee2025` or `zhu2025`: also compute what that paper computes.
@@ -148,6 +157,9 @@ def diff(
         note(text)
     expectations.verify_patterns(prepared.alignment)
     half_ulp = _half_ulp_question(lr, weights_dtype)
+    spectra = choose_spectral(prepared.plan, spectral, max_dim=spectral_max_dim) if spectral else None
+    if spectra is not None:
+        note(spectra.note)
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     where = resolve_device(device)
     with ExitStack() as stack:
@@ -178,6 +190,7 @@ def diff(
             )
         )
         report = replace(report, gates=judge(expectations, report))
+        report = _with_spectra(report, prepared, tallies, spectra)
         if preset is not None:
             report = replace(report, preset=apply_preset(report, preset))
         outputs.finish(report, tallies, facts={"started": started, "workers": workers, "device": where})
@@ -264,6 +277,15 @@ def _unit_progress(
         on_progress(done, total)
 
     return advance
+
+
+def _with_spectra(
+    report: DiffReport, prepared: _Prepared, tallies: Sequence[Tally], chosen: SpectralPlan | None
+) -> DiffReport:
+    if chosen is None:
+        return report
+    spectra = measure_spectra(prepared.plan, tallies, chosen, criterion=prepared.criterion, view=report.view)
+    return replace(report, spectral=spectra)
 
 
 def _select_tops(

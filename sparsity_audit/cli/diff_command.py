@@ -70,6 +70,20 @@ __all__ = ["diff"]
     type=click.Choice(["bf16", "fp32"]),
     help="Dtype in which the trainer stored the weights between steps; the half-ULP law holds for bf16.",
 )
+@click.option(
+    "--spectral",
+    multiple=True,
+    metavar="GLOB",
+    help="Rank, spectral drift, angles and overlaps of these matrices, each beside a random reference; the "
+    "cost is printed first.",
+)
+@click.option(
+    "--spectral-max-dim",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Matrices with a longer side are estimated from a sketch.",
+)
 @click.option("--expect-frozen", multiple=True, metavar="GLOB", help="Fail unless these are bit-identical.")
 @click.option("--expect-changed", multiple=True, metavar="GLOB", help="Fail unless each of these changed.")
 @click.option("--min-sparsity", type=float, help="Fail below this update sparsity (0 … 1).")
@@ -144,7 +158,7 @@ def _dry_run(options: dict[str, Any], output_format: str) -> int:
     from sparsity_audit.api.diff import plan_diff
 
     names = ("base", "tuned", "criteria", "view", "maps", "stats", "unit_bytes")
-    arguments = {name: options[name] for name in names}
+    arguments = {name: options[name] for name in (*names, "spectral", "spectral_max_dim")}
     if options["preset"] is not None:
         from sparsity_audit.api.presets import preset_criteria
 

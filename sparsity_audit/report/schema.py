@@ -21,6 +21,7 @@ from sparsity_audit.stats.decay import DecayVerdict
 from sparsity_audit.stats.precision import ExponentRate, HiddenByTolerance, UlpHistogram
 from sparsity_audit.stats.rollup import Headline, Rollup, TensorSummary
 from sparsity_audit.stats.rounding import DisplacementFit, HalfUlpPrediction
+from sparsity_audit.stats.spectral_records import SpectralRecord
 from sparsity_audit.stats.tolerance import TolerancePoint
 from sparsity_audit.stats.visible import VisibleShare
 from sparsity_audit.types import DType, View
@@ -242,6 +243,7 @@ class DiffReport:
         skipped: Matched, not compared.
         findings: What a reader must know, in sentences.
         gates: Stated expectations.
+        spectral: Spectra of the updates that were asked for by name.
         preset: The number of a paper, where one was asked for.
     """
 
@@ -265,6 +267,7 @@ class DiffReport:
     skipped: tuple[SkippedRecord, ...]
     findings: tuple[str, ...]
     gates: tuple[GateResult, ...] = ()
+    spectral: tuple[SpectralRecord, ...] = ()
     preset: PresetResult | None = None
 
     def headline(self, criterion: str, view: View) -> Headline | None:
@@ -294,6 +297,7 @@ class PlanSummary:
         criteria: Criteria that would be counted.
         leftovers: Leftover and skipped tensors as `side name: reason`.
         findings: What alignment has to say.
+        spectral_cost: What the spectra asked for would take; "" when none were.
     """
 
     base: str
@@ -306,6 +310,7 @@ class PlanSummary:
     criteria: tuple[str, ...]
     leftovers: tuple[str, ...]
     findings: tuple[str, ...]
+    spectral_cost: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -12,6 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsity_audit.report.schema import CheckpointRecord, DiffReport, PlanSummary
+from sparsity_audit.report.spectral_rows import (
+    OVERLAP_HEAD,
+    SPECTRAL_HEAD,
+    overlap_rows,
+    refusal_lines,
+    spectral_rows,
+)
 from sparsity_audit.report.tables import headline_rows, rollup_row, share_text, shown_view
 from sparsity_audit.stats.precision import ExponentRate
 from sparsity_audit.types import DType, View
@@ -35,6 +42,7 @@ def print_report(report: DiffReport, *, output: Path | None, mask: Path | None) 
     _print_rates(console, report)
     _print_law(console, report)
     _print_decay(console, report)
+    _print_spectral(console, report)
     if report.findings:
         console.print(Text("Findings", style="bold"))
         for finding in report.findings:
@@ -67,6 +75,8 @@ def print_plan(summary: PlanSummary) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if summary.spectral_cost:
+        console.print(Text(summary.spectral_cost), soft_wrap=True)
     for line in (*summary.findings, *summary.leftovers):
         console.print(Text(f"  • {line}"), soft_wrap=True)
 
@@ -197,6 +207,20 @@ def _print_law(console: Console, report: DiffReport) -> None:
         f"(interval over one octave either way: {100 * law.lower:.1f}–{100 * law.upper:.1f} %)\n",
         soft_wrap=True,
     )
+
+
+def _print_spectral(console: Console, report: DiffReport) -> None:
+    rows, overlaps = spectral_rows(report.spectral), overlap_rows(report.spectral)
+    if rows:
+        title = "Spectrum of the update, beside its entries in random places (mean ± sd)"
+        _print_table(console, title, SPECTRAL_HEAD, rows[: 2 * _MAX_ROWS])
+    if overlaps:
+        title = f"Share of the changed entries ({report.spectral[0].criterion}) in masks made from the base"
+        _print_table(console, title, OVERLAP_HEAD, overlaps[: 3 * _MAX_ROWS])
+    if len(rows) > 2 * _MAX_ROWS:
+        console.print(f"  … and {len(rows) // 2 - _MAX_ROWS:,} more, all in report.json\n")
+    for line in refusal_lines(report.spectral):
+        console.print(Text(f"no spectrum of {line}"), soft_wrap=True)
 
 
 def _print_decay(console: Console, report: DiffReport) -> None:
