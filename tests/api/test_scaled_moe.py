@@ -143,7 +143,7 @@ def test_counts_rolls_and_findings_name_codes_scales_routers_and_experts(tmp_pat
     assert counts["mlp.experts.gate_up_proj:0.up_proj"]["value"] == 2
     assert counts["mlp.experts.gate_up_proj:2.up_proj"]["value"] == 8
     totals = {
-        rollup.key: {c.criterion: c.total.changed for c in rollup.counts}["value"]
+        rollup.key: {c.total.criterion: c.total.changed for c in rollup.counts}["value"]
         for rollup in report.rollups[0].totals
     }
     assert totals["routers"] == 2
