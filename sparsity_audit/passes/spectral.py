@@ -63,11 +63,11 @@ class SpectralPlan:
         measured = len(self.pairs) - refused
         matrices = f"{measured} matrix" if measured == 1 else f"{measured} matrices"
         matrices += f" ({refused} more refused)" if refused else ""
-        fast, slow = (_time_text(self.cost.flops / rate) for rate in _FLOPS_PER_S)
+        times = dict.fromkeys(_time_text(self.cost.flops / rate) for rate in _FLOPS_PER_S)
         return (
             f"--spectral: {matrices}, each with {self.num_draws} random references: about "
-            f"{self.cost.flops:.1e} float64 operations, {fast} to {slow}; at the peak "
-            f"{self.cost.num_bytes / 2**20:,.0f} MiB"
+            f"{self.cost.flops:.1e} float64 operations, {' to '.join(times)}; at the peak "
+            f"{-(-self.cost.num_bytes // 2**20):,} MiB"
         )
 
 
