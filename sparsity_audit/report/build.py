@@ -22,6 +22,7 @@ from sparsity_audit.report.schema import (
     describe_checkpoint,
     describe_losses,
 )
+from sparsity_audit.report.structure import StructureRecord, build_structure, structure_findings
 from sparsity_audit.stats.decay import decay_verdict
 from sparsity_audit.stats.findings import findings
 from sparsity_audit.stats.precision import change_rates, hidden_by_tolerance, merge_views, ulp_histogram
@@ -36,6 +37,8 @@ from sparsity_audit.stats.rollup import (
     totals,
 )
 from sparsity_audit.stats.rounding import fit_displacement, half_ulp_interval
+from sparsity_audit.stats.stripes import MatrixNull
+from sparsity_audit.stats.structure import StructuredTensor
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.stats.tolerance import tolerance_curve
 from sparsity_audit.stats.visible import visible_share
@@ -59,6 +62,8 @@ class ReportInputs:
         view: The view that decides the mask.
         level: How much was counted.
         half_ulp: Learning rate and dtype of the stored weights, when they were given.
+        nulls: What magnitudes alone give, parallel to the pairs; None where the base was not read for it.
+        nulls_note: Why it was not.
     """
 
     base: Catalogue
@@ -71,6 +76,8 @@ class ReportInputs:
     view: View
     level: Level
     half_ulp: tuple[float, DType] | None
+    nulls: Sequence[MatrixNull | None] | None = None
+    nulls_note: str = ""
 
 
 def build_report(inputs: ReportInputs) -> DiffReport:
@@ -89,6 +96,7 @@ def build_report(inputs: ReportInputs) -> DiffReport:
     rows = headlines(tensors)
     leftovers, skipped = describe_losses(alignment)
     decay = {record.name: record.decay for record in records if record.decay is not None}
+    structure = None if inputs.level == "counts" else _structure(inputs, roles, tensors)
     return DiffReport(
         tool=f"sparsity-audit {importlib.metadata.version('sparsity-audit')}",
         base=describe_checkpoint(inputs.base),
@@ -106,7 +114,33 @@ def build_report(inputs: ReportInputs) -> DiffReport:
         tensors=records,
         leftovers=leftovers,
         skipped=skipped,
-        findings=(*alignment.findings, *findings(tensors, decay=decay)),
+        findings=(
+            *alignment.findings,
+            *findings(tensors, decay=decay),
+            *(() if structure is None else structure_findings(structure)),
+        ),
+        structure=structure,
+    )
+
+
+def _structure(
+    inputs: ReportInputs, roles: Sequence[Role], tensors: Sequence[TensorTally]
+) -> StructureRecord:
+    counted = [
+        StructuredTensor(
+            name=pair.name, role=role, layer=tensor.layer_label, shape=pair.base.shape, axes=axes
+        )
+        for pair, role, tensor in zip(inputs.alignment.pairs, roles, tensors, strict=True)
+        if (axes := tensor.tally.axes) is not None
+    ]
+    assert len(counted) == len(tensors), "level `full` counts rows and columns of every pair"
+    return build_structure(
+        counted,
+        inputs.base.config,
+        criterion=inputs.criterion.key,
+        view=inputs.view,
+        nulls=inputs.nulls,
+        note=inputs.nulls_note,
     )
 
 

@@ -17,6 +17,7 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import CorruptCheckpointError
 from sparsity_audit.passes.topk import TopSelection
 from sparsity_audit.report.preset import PresetResult
+from sparsity_audit.report.structure import StructureRecord
 from sparsity_audit.stats.decay import DecayVerdict
 from sparsity_audit.stats.precision import ExponentRate, HiddenByTolerance, UlpHistogram
 from sparsity_audit.stats.rollup import Headline, Rollup, TensorSummary
@@ -245,6 +246,7 @@ class DiffReport:
         gates: Stated expectations.
         spectral: Spectra of the updates that were asked for by name.
         preset: The number of a paper, where one was asked for.
+        structure: Heads, experts and stripes; None at level `counts`.
     """
 
     format: str = FORMAT
@@ -269,6 +271,7 @@ class DiffReport:
     gates: tuple[GateResult, ...] = ()
     spectral: tuple[SpectralRecord, ...] = ()
     preset: PresetResult | None = None
+    structure: StructureRecord | None = None
 
     def headline(self, criterion: str, view: View) -> Headline | None:
         """The headline of one criterion; native where the pair has no served view of its own."""

@@ -19,6 +19,7 @@ from sparsity_audit.report.spectral_rows import (
     refusal_lines,
     spectral_rows,
 )
+from sparsity_audit.report.structure import STRIPE_HEAD, stripe_rows
 from sparsity_audit.report.tables import headline_rows, rollup_row, share_text, shown_view
 from sparsity_audit.stats.precision import ExponentRate
 from sparsity_audit.types import DType, View
@@ -43,6 +44,7 @@ def print_report(report: DiffReport, *, output: Path | None, mask: Path | None) 
     _print_law(console, report)
     _print_decay(console, report)
     _print_spectral(console, report)
+    _print_stripes(console, report)
     if report.findings:
         console.print(Text("Findings", style="bold"))
         for finding in report.findings:
@@ -241,3 +243,16 @@ def _print_decay(console: Console, report: DiffReport) -> None:
         head = ["tensor", "shrink c", "unchanged", "c/2 … 2c", "mirror", "moved", "decay-only rows"]
         title = "Weight decay: entries shrunk by about (1 − c), beside those that grew as much (mirror)"
         _print_table(console, title, head, rows)
+
+
+def _print_stripes(console: Console, report: DiffReport) -> None:
+    if report.structure is None or not report.structure.stripes:
+        return
+    record = report.structure
+    title = (
+        f"Stripe scores: variance of row and column densities ÷ that of independent entries, beside what "
+        f"magnitudes give ({record.criterion}, {record.view}; most uneven of {len(record.stripes):,})"
+    )
+    _print_table(console, title, STRIPE_HEAD, stripe_rows(record))
+    if record.stripes_note:
+        console.print(Text(record.stripes_note + "\n"), soft_wrap=True)
