@@ -258,6 +258,8 @@ def _half_ulp_question(lr: float | None, weights_dtype: str | None) -> tuple[flo
         )
     if lr is None or weights_dtype is None:
         return None
+    if not 0 < lr < float("inf"):
+        raise UsageError("--lr", f"{lr} is no learning rate", expected="a positive number")
     if weights_dtype not in _WEIGHTS_DTYPES:
         raise UsageError("--weights-dtype", repr(weights_dtype), expected=" or ".join(_WEIGHTS_DTYPES))
     return lr, _WEIGHTS_DTYPES[weights_dtype]
@@ -325,25 +327,33 @@ class _Outputs:
         view: View,
     ) -> None:
         self._prepared = prepared
-        self._directory = None if output is None else OutputDirectory(Path(output), overwrite=overwrite)
+        self._directory = None
+        if output is not None:
+            inputs = [file.path for file in (*prepared.base.files, *prepared.tuned.files)]
+            self._directory = OutputDirectory(Path(output), overwrite=overwrite, inputs=inputs)
         self._writer: MaskWriter | None = None
         self.sink: MaskSink | None = None
         self.journal: Journal | None = None
         journal_path = self._journal_path(mask)
         if journal_path is None:
             return
-        if overwrite:
-            journal_path.unlink(missing_ok=True)
-        if mask is not None:
-            self._open_mask(Path(mask), view=view, overwrite=overwrite, may_resume=journal_path.exists())
-            assert self._writer is not None
-            if not self._writer.reused:
-                journal_path.unlink(missing_ok=True)  # its units' bits are gone
-        suffix = "" if mask is None else ":mask"
-        self.journal = Journal(journal_path, plan_key=prepared.plan.key + suffix)
+        may_resume = journal_path.exists() and not overwrite
+        suffix = "" if mask is None else f":mask:{prepared.criterion.key}"
+        # The journal's lock comes before anything of an earlier run is touched.
+        self.journal = Journal(journal_path, plan_key=prepared.plan.key + suffix, restart=overwrite)
         stack.callback(self.journal.close)
-        if self._writer is not None:
-            stack.callback(self._writer.close)
+        if mask is not None:
+            try:
+                writer = self._open_mask(Path(mask), view=view, overwrite=overwrite, may_resume=may_resume)
+            except OutputError:
+                if not may_resume:
+                    journal_path.unlink()  # or the next run would take what is there for its own
+                raise
+            stack.callback(writer.close)
+            if not writer.reused:
+                self.journal.restart()  # its units' bits are gone
+        if overwrite and self._directory is not None:
+            self._directory.clear()
 
     @property
     def num_resumed(self) -> int:
@@ -365,9 +375,12 @@ class _Outputs:
     def _journal_path(self, mask: str | Path | None) -> Path | None:
         if self._directory is not None:
             return self._directory.journal
-        return None if mask is None else Path(mask).with_name(Path(mask).name + ".journal.jsonl")
+        if mask is None:
+            return None
+        path = Path(mask) if Path(mask).name not in ("", "..") else Path(mask).resolve()
+        return path.parent / f"{path.name}.journal.jsonl"
 
-    def _open_mask(self, path: Path, *, view: View, overwrite: bool, may_resume: bool) -> None:
+    def _open_mask(self, path: Path, *, view: View, overwrite: bool, may_resume: bool) -> MaskWriter:
         if overwrite:
             _remove_mask(path)
         prepared = self._prepared
@@ -378,6 +391,7 @@ class _Outputs:
             resume=may_resume,
         )
         self.sink = MaskSink(self._writer)
+        return self._writer
 
 
 def _remove_mask(path: Path) -> None:

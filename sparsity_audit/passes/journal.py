@@ -1,17 +1,20 @@
 """The record of finished units, so that a killed run goes on where it stopped.
 
 Contract: one JSON line a unit, written after the unit's mask bits. A line that was cut by a kill, or
-whose checksum is wrong, and everything behind it, is ignored. A killed process needs no fsync (the page
-cache survives it); for power loss the file is synced at most every 5 s and at the end.
+whose checksum is wrong, and everything behind it, is ignored. While a run goes on its journal is locked, so
+that a second run cannot take over its units or its mask; the lock ends with the process, however it ends.
+A killed process needs no fsync (the page cache survives it); the file is synced at most every 5 s.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 import zlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 from sparsity_audit.errors import OutputError
@@ -29,22 +32,32 @@ class Journal:
     Args:
         path: The journal file; created when it is not there.
         plan_key: The plan it belongs to.
+        restart: Drop what another run left in it, whatever its plan.
 
     Raises:
-        OutputError: The file belongs to another plan, or cannot be written.
+        OutputError: The file belongs to another plan or to a run that goes on, or cannot be written.
     """
 
-    def __init__(self, path: Path, *, plan_key: str) -> None:
+    def __init__(self, path: Path, *, plan_key: str, restart: bool = False) -> None:
         self.path = path
+        self._identity = {"version": _VERSION, "tool": version("sparsity-audit"), "plan": plan_key}
         self._done: dict[str, Tally] = {}
-        end = self._load(plan_key) if path.exists() else 0
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OutputError(str(path), error.strerror or "cannot be written") from error
+        try:
+            _lock(self._fd, path)
+            end = 0 if restart else self._load()
             os.ftruncate(self._fd, end)
             os.lseek(self._fd, end, os.SEEK_SET)
             if end == 0:
-                self._write({"version": _VERSION, "plan": plan_key})
+                self._write(self._identity)
+        except OutputError:
+            self.close()
+            raise
         except OSError as error:
+            self.close()
             raise OutputError(str(path), error.strerror or "cannot be written") from error
         self._synced = time.monotonic()
 
@@ -52,6 +65,16 @@ class Journal:
     def done(self) -> Mapping[str, Tally]:
         """Unit key → its tally, as found when the journal was opened."""
         return self._done
+
+    def restart(self) -> None:
+        """Forget all units. Raises OutputError."""
+        self._done.clear()
+        try:
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self._write(self._identity)
+        except OSError as error:
+            raise OutputError(str(self.path), error.strerror or "cannot be written") from error
 
     def append(self, unit_key: str, tally: Tally) -> None:
         """Record a finished unit."""
@@ -64,7 +87,7 @@ class Journal:
             raise OutputError(str(self.path), error.strerror or "cannot be written") from error
 
     def close(self) -> None:
-        """Close the file; it stays for the next run."""
+        """Close the file, which ends the lock; the file stays for the next run."""
         os.close(self._fd)
 
     def _write(self, record: dict[str, object]) -> None:
@@ -73,24 +96,41 @@ class Journal:
         while line:
             line = line[os.write(self._fd, line) :]
 
-    def _load(self, plan_key: str) -> int:
+    def _load(self) -> int:
         """Read the valid lines; returns where the first invalid byte stands."""
         end = 0
-        with self.path.open("rb") as lines:
+        with open(self._fd, "rb", closefd=False) as lines:
             for number, line in enumerate(lines):
                 record = _parse(line)
                 if record is None:
                     break
-                if number == 0 and record.get("plan") != plan_key:
+                if number == 0 and record != self._identity:
                     raise OutputError(
                         str(self.path),
-                        "is the journal of an unfinished run with other inputs or options",
+                        "is the journal of an unfinished run with other inputs or options, or of another "
+                        "version of the tool",
                         remedy="finish that run, choose another output, or start over with --overwrite",
                     )
                 if number > 0:
                     self._done[record["unit"]] = Tally.from_json(record["tally"])
                 end += len(line)
         return end
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Hold the file until it is closed. File systems without locks are left unguarded."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        in_use = True
+    except OSError:
+        return
+    else:
+        in_use = os.fstat(fd).st_nlink == 0  # the run that held it ended just now, and removed it
+    if in_use:
+        raise OutputError(
+            str(path), "another run is writing here", remedy="wait for it, or choose another output"
+        )
 
 
 def _parse(line: bytes) -> dict | None:

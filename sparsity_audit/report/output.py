@@ -2,13 +2,15 @@
 
 Contract: nothing appears under its final name before it is complete; `report.json` comes last, so a
 directory with a report is a finished one. What an earlier run left is refused unless overwriting was
-asked for, and then only files this tool writes are removed.
+asked for, and then only files this tool writes are removed. Between `OutputDirectory` and `clear` or `finish`
+the caller locks the journal, so that no two runs write here at once.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from sparsity_audit.errors import OutputError
@@ -40,29 +42,52 @@ class OutputDirectory:
 
     Args:
         path: The directory; created when missing.
-        overwrite: Remove the results of an earlier run, finished or not.
+        overwrite: Accept the results of an earlier run, finished or not; `clear` removes them.
+        inputs: Files that are read: their directories are no place for results, which would be taken for
+            a part of the checkpoint later.
 
     Raises:
-        OutputError: It holds another finished run, or something that is not ours, or cannot be written.
+        OutputError: It holds a finished run, files that a run would replace, or a checkpoint that is read;
+            or it cannot be written.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
         self.path = path
+        elsewhere = "choose another -o, or add --overwrite"
+        if path.resolve() in {file.parent.resolve() for file in inputs}:
+            raise OutputError(
+                str(path), "holds a checkpoint that is compared", remedy="choose another -o for the results"
+            )
         try:
-            if overwrite and path.is_dir():
-                for name in (*_OURS, JOURNAL_NAME):
-                    (path / name).unlink(missing_ok=True)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(str(path), error.strerror or "cannot be written") from error
-        if (path / "report.json").exists():
+            found = "is a file" if path.is_file() else error.strerror or "cannot be written"
+            raise OutputError(
+                str(path), found, expected="a directory you may write to", remedy="choose another -o"
+            ) from error
+        if not overwrite:
+            if (path / "report.json").exists():
+                raise OutputError(str(path), "holds the report of a finished run", remedy=elsewhere)
+            there = [name for name in _OURS if (path / name).exists()]
+            if there and not self.journal.exists():
+                raise OutputError(
+                    str(path), f"holds {', '.join(there[:3])}, which a run would replace", remedy=elsewhere
+                )
+        if not os.access(path, os.W_OK | os.X_OK):
             raise OutputError(
                 str(path),
-                "holds the report of a finished run",
-                remedy="choose another -o, or add --overwrite",
+                "is not writable",
+                expected="a directory you may write to",
+                remedy="choose another -o",
             )
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise OutputError(str(path), "is not writable")
+
+    def clear(self) -> None:
+        """Remove the results of an earlier run, and nothing else. Raises OutputError."""
+        try:
+            for name in _OURS:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(str(self.path), error.strerror or "cannot be written") from error
 
     @property
     def journal(self) -> Path:

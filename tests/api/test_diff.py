@@ -76,8 +76,8 @@ KILLED_RUN = """
         ("unit journaled", 1, True),
         ("unit journaled", 20, True),
         ("pass finished", 1, True),
-        ("mask finished", 1, None),
-        ("file written", 2, None),
+        ("mask finished", 1, True),
+        ("file written", 2, True),
     ],
 )
 def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path, pair, point, count, resumable) -> None:
@@ -90,12 +90,8 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path, pair, point, 
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "report.json").exists()
     notes: list[str] = []
-    if resumable is None:
-        # The mask stands already; the report is made again in a second run that is told to replace it.
-        diff(*pair, output=out, mask=mask, unit_bytes=20000, overwrite=True)
-    else:
-        diff(*pair, output=out, mask=mask, unit_bytes=20000, on_note=notes.append)
-        assert any("resuming" in note for note in notes) == resumable
+    diff(*pair, output=out, mask=mask, unit_bytes=20000, on_note=notes.append)
+    assert any("resuming" in note for note in notes) == resumable
     assert _files(out) == _files(tmp_path / "whole")
     assert _files(mask) == _files(tmp_path / "whole-mask")
 
@@ -131,6 +127,81 @@ def test_overwriting_leaves_files_that_are_not_ours(tmp_path, pair) -> None:
     (tmp_path / "out" / "notes.txt").write_text("mine")
     diff(*pair, output=tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_files_of_somebody_else_are_not_replaced_unless_asked(tmp_path, pair) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.md").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds summary\.md, which a run would replace"):
+        diff(*pair, output=tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["summary.md"]
+    assert (tmp_path / "out" / "summary.md").read_text() == "mine"
+    diff(*pair, output=tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "summary.md").read_text() != "mine"
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_results_are_not_written_into_a_checkpoint_that_is_compared(write_checkpoint, side) -> None:
+    pair = _frozen_tower(write_checkpoint)
+    folder = dict(zip(("base", "tuned"), pair, strict=True))[side]
+    before = sorted(folder.iterdir())
+    with pytest.raises(OutputError, match="holds a checkpoint that is compared"):
+        diff(*pair, output=f"{folder}/../{folder.name}", overwrite=True)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_run_that_goes_on_keeps_its_output_and_its_mask(tmp_path, pair) -> None:
+    refused = []
+
+    def start_a_second_run(_done: int, _total: int) -> None:
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match="another run is writing here") as error:
+                diff(*pair, output=tmp_path / "out", mask=tmp_path / "mask", overwrite=overwrite)
+            refused.append(error.value)
+
+    diff(*pair, output=tmp_path / "out", mask=tmp_path / "mask", on_progress=start_a_second_run)
+    diff(*pair, output=tmp_path / "alone", mask=tmp_path / "alone-mask")
+    assert refused
+    assert _files(tmp_path / "out") == _files(tmp_path / "alone")
+    assert _files(tmp_path / "mask") == _files(tmp_path / "alone-mask")
+
+
+def test_an_unfinished_mask_with_another_criterion_is_refused_not_dropped(tmp_path, pair) -> None:
+    out, mask = tmp_path / "out", tmp_path / "mask"
+    code = KILLED_RUN.format(
+        count=9, point="unit journaled", base=pair[0], tuned=pair[1], out=str(out), mask=str(mask), workers=1
+    )
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=120)
+    for criterion in ("atol:1e-3", "top:1%"):
+        with pytest.raises(OutputError, match="other inputs or options"):
+            diff(*pair, output=out, mask=mask, unit_bytes=20000, criteria=[criterion])
+    notes: list[str] = []
+    diff(*pair, output=out, mask=mask, unit_bytes=20000, on_note=notes.append)
+    assert any("resuming: 9 " in note for note in notes)
+
+
+def test_a_mask_directory_with_other_content_is_refused_every_time(tmp_path, pair) -> None:
+    (tmp_path / "mask").mkdir()
+    (tmp_path / "mask" / "notes.txt").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(OutputError, match="not empty"):
+            diff(*pair, output=tmp_path / "out", mask=tmp_path / "mask")
+    assert [p.name for p in (tmp_path / "mask").iterdir()] == ["notes.txt"]
+
+
+def test_the_working_directory_can_be_the_mask_directory(tmp_path, pair, monkeypatch) -> None:
+    sides = [Path(side).absolute() for side in pair]
+    (tmp_path / "mask").mkdir()
+    monkeypatch.chdir(tmp_path / "mask")
+    diff(*sides, mask=".")
+    assert {p.name for p in tmp_path.iterdir()} == {"mask"}
+    assert "mask.safetensors.index.json" in {p.name for p in Path.cwd().iterdir()}
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), 0.0, -1e-6])
+def test_a_learning_rate_that_is_no_positive_number_is_refused(pair, lr) -> None:
+    with pytest.raises(UsageError, match="learning rate"):
+        diff(*pair, lr=lr, weights_dtype="bf16")
 
 
 def test_the_report_reads_back_equal_and_fits_its_published_schema(tmp_path, pair) -> None:
