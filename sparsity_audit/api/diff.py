@@ -19,6 +19,7 @@ from sparsity_audit.align.match import match
 from sparsity_audit.align.records import Alignment
 from sparsity_audit.api.gates import Expectations, judge
 from sparsity_audit.api.presets import apply_preset, preset_criteria
+from sparsity_audit.api.structure import StructureChoice, count_nulls, verify_choice
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import Level
@@ -100,6 +101,7 @@ def diff(
     view: View | str = View.NATIVE,
     maps: Sequence[tuple[str, str]] = (),
     stats: Level = "full",
+    structure: StructureChoice = "auto",
     spectral: Sequence[str] = (),
     spectral_max_dim: int = _SPECTRAL_MAX_DIM,
     lr: float | None = None,
@@ -126,6 +128,8 @@ def diff(
         view: Which view decides those; both are reported.
         maps: (REGEX, REPL) rules that rename tuned tensors to base names.
         stats: `full`, or `counts` for criteria, fingerprints and masks alone.
+        structure: `on` reads the base's matrices a second time, for the stripe scores that magnitudes alone
+            give; `auto` does so for a base below 2 GB.
         spectral: Globs of the matrices whose spectra are measured; `on_note` gets the cost first.
         spectral_max_dim: Matrices with a longer side are estimated from a sketch.
         lr: Peak learning rate, for the half-ULP law.
@@ -160,6 +164,7 @@ def diff(
     spectra = choose_spectral(prepared.plan, spectral, max_dim=spectral_max_dim) if spectral else None
     if spectra is not None:
         note(spectra.note)
+    verify_choice(structure, stats)
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     where = resolve_device(device)
     with ExitStack() as stack:
@@ -175,6 +180,9 @@ def diff(
             on_unit=_unit_progress(prepared.plan, on_progress),
         )
         tallies, selections = _select_tops(prepared, tallies, View(view), workers, outputs.sink)
+        nulls, nulls_note = count_nulls(
+            prepared.plan, tallies, choice=structure, view=View(view), workers=workers, on_note=note
+        )
         report = build_report(
             ReportInputs(
                 base=prepared.base,
@@ -187,6 +195,8 @@ def diff(
                 view=View(view),
                 level=stats,
                 half_ulp=half_ulp,
+                nulls=nulls,
+                nulls_note=nulls_note,
             )
         )
         report = replace(report, gates=judge(expectations, report))

@@ -71,6 +71,14 @@ __all__ = ["diff"]
     help="Dtype in which the trainer stored the weights between steps; the half-ULP law holds for bf16.",
 )
 @click.option(
+    "--structure",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Read the base's matrices a second time, for the stripe scores that magnitudes alone give; auto "
+    "does so for a base below 2 GB. Heads, experts and observed scores cost nothing and are always there.",
+)
+@click.option(
     "--spectral",
     multiple=True,
     metavar="GLOB",
