@@ -21,7 +21,7 @@ from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
 from sparsity_audit.compare.pair import PairSpec
-from sparsity_audit.passes.execute import OpenFiles, in_threads
+from sparsity_audit.passes.execute import OpenFiles, descaler, in_threads
 from sparsity_audit.passes.plan import Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.stats.stripes import MagnitudeNull, MatrixNull, StratumRate, line_score, stratum_rates
 from sparsity_audit.stats.tally import Tally
@@ -104,12 +104,16 @@ def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view:
     rows, cols = part.rows_cols
     by_row = MagnitudeNull(rates, lines=rows, across=cols)
     by_col = MagnitudeNull(rates, lines=cols, across=rows)
-    strata = _Strata(spec, rates, served=view is View.SERVED and spec.has_served_view)
+    strata = _Strata(spec.of_values, rates, served=view is View.SERVED and spec.has_served_view)
+    values = descaler(part, files) if spec.scaled else None
     width = len(rates)
     columns = np.zeros(cols * width, dtype=np.int64)
     pending = np.zeros((1, width), dtype=np.int64)
     for block in blocks_of(unit, itemsize=spec.base.itemsize):
-        found = strata.of(_read(part, files[part.spec.file], block, cols))
+        codes = _read(part, files[part.spec.file], block, cols)
+        if values is not None:
+            codes = values(codes, first_row=block.row, first_col=block.col)
+        found = strata.of(codes)
         lines = np.arange(block.num_rows)[:, np.newaxis]
         in_rows = np.bincount((lines * width + found).reshape(-1), minlength=block.num_rows * width)
         across = np.arange(block.num_cols) * width

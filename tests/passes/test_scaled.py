@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sparsity_audit.compare.numpy_kernel import NumpyKernel, to_float64
 from sparsity_audit.compare.reference import ReferenceKernel
 from sparsity_audit.errors import ChangedInputError
 from sparsity_audit.passes.execute import run_plan
+from sparsity_audit.passes.margins import magnitude_nulls
 from sparsity_audit.passes.topk import select_top
 from sparsity_audit.types import Criterion, DType, View
 
@@ -167,6 +169,30 @@ def test_the_largest_movements_are_those_of_values(tmp_path, view) -> None:
     criterion = Criterion.parse(f"top:{int(by_value.sum())}:tensor")
     select_top(plan, tallies, criterion, view=view, workers=1, bits=bits)
     assert np.array_equal(bits.masks["w.weight"][:, :30], by_value)
+
+
+def test_a_scaled_pair_counts_what_a_pair_of_fp64_tensors_with_its_values_counts(tmp_path) -> None:
+    base, tuned, _, by_value = _pair(tmp_path)
+    numbers = to_float64(np.arange(256, dtype=np.uint8), DType.F8_E4M3)
+    wide = []
+    for path in (base, tuned):
+        data = (path / "model.safetensors").read_bytes()[-(600 + 4 * 6) :]
+        codes = np.frombuffer(data[:600], dtype=np.uint8).reshape(20, 30)
+        factors = np.frombuffer(data[600:], dtype=np.float32).reshape(3, 2).astype(np.float64)
+        values = numbers[codes] * np.kron(factors, np.ones((8, 16)))[:20, :30]
+        wide.append(write(tmp_path / f"wide-{path.name}", {"w.weight": ("F64", values)}))
+    results = []
+    for pair in ((base, tuned), tuple(wide)):
+        plan = plan_of(*pair, unit_bytes=256)
+        tallies = run_plan(plan, kernel=NumpyKernel())
+        nulls = magnitude_nulls(plan, tallies, view=View.NATIVE)
+        changed = {key: n for key, n in tallies[0].native.changed.items() if key != "bitwise"}
+        results.append(
+            (replace(tallies[0].native, changed=changed), tallies[0].served, tallies[0].axes, nulls[0])
+        )
+    assert results[0] == results[1]
+    assert results[0][3] is not None
+    assert results[0][0].changed["value"] == by_value.sum()
 
 
 def test_nan_codes_of_any_sign_are_equal_values_in_other_codes(tmp_path) -> None:
