@@ -1,4 +1,4 @@
-"""Write the references that are made from the code: `docs/cli.md` and `docs/report.schema.json`.
+"""Write the references that are made from the code: `docs/cli.md` and the JSON Schemas of the records.
 
 Contract: the output is a function of the code alone, not of terminal width, locale or help formatter.
 `--check` writes nothing, names each stale file and exits 1.
@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from sparsity_audit.cli.main import cli
+from sparsity_audit.report.pairs import pairs_json_schema
 from sparsity_audit.report.schema import json_schema
 
 __all__ = ["NAME", "commands", "generate", "main"]
@@ -47,10 +48,10 @@ def commands(command: click.Command = cli, path: tuple[str, ...] = ()) -> Iterat
 def generate() -> dict[Path, str]:
     """Path → text of each generated file."""
     sections = [_HEAD, *[_section(words, command) for words, command in commands()]]
-    return {
-        DOCS / "cli.md": "\n".join(sections),
-        DOCS / "report.schema.json": json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False)
-        + "\n",
+    schemas = {"report.schema.json": json_schema(), "pairs.schema.json": pairs_json_schema()}
+    return {DOCS / "cli.md": "\n".join(sections)} | {
+        DOCS / name: json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        for name, schema in schemas.items()
     }
 
 
@@ -120,7 +121,7 @@ def _value(option: click.Option) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the files, or with `--check` compare them; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write docs/cli.md and docs/report.schema.json.")
+    parser = argparse.ArgumentParser(description="Write docs/cli.md and the JSON Schemas.")
     parser.add_argument("--check", action="store_true", help="exit 1 and name the files that are stale")
     check = parser.parse_args(arguments).check
     stale = 0
