@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sparsity_audit.api.masks import mask_info as mask_info
     from sparsity_audit.api.masks import mask_ops as mask_ops
     from sparsity_audit.api.masks import mask_random as mask_random
+    from sparsity_audit.api.render import load_report as load_report
+    from sparsity_audit.api.render import plot as plot
+    from sparsity_audit.api.render import render as render
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
     from sparsity_audit.types import Criterion as Criterion
@@ -34,12 +37,15 @@ _HOMES = {
     "View": "types",
     "diff": "api.diff",
     "inspect": "api.inspect",
+    "load_report": "api.render",
     "mask_convert": "api.masks",
     "mask_export": "api.export",
     "mask_info": "api.masks",
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
     "plan_diff": "api.diff",
+    "plot": "api.render",
+    "render": "api.render",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]

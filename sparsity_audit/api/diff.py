@@ -110,6 +110,8 @@ def diff(
     output: str | Path | None = None,
     mask: str | Path | None = None,
     overwrite: bool = False,
+    figures: bool = False,
+    parquet: bool = False,
     expectations: Expectations | None = None,
     workers: int | None = None,
     kernel: KernelName = "auto",
@@ -138,6 +140,8 @@ def diff(
         output: Directory for the report; nothing is written without it.
         mask: Directory for the update mask.
         overwrite: Replace what an earlier run left in `output` and `mask`.
+        figures: Write figures to `output` as well; about three seconds, whatever the checkpoint's size.
+        parquet: Write `tensors.parquet` to `output` as well; needs the extra `parquet`.
         expectations: Gates to judge.
         workers: Threads; default one a core, at most 8.
         kernel: `auto`, `numpy`, `numba` or `reference`; the result is the same.
@@ -165,6 +169,10 @@ def diff(
     if spectra is not None:
         note(spectra.note)
     verify_choice(structure, stats)
+    if parquet:
+        from sparsity_audit.report.parquet import verify_parquet
+
+        verify_parquet()
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     where = resolve_device(device)
     with ExitStack() as stack:
@@ -203,7 +211,8 @@ def diff(
         report = _with_spectra(report, prepared, tallies, spectra)
         if preset is not None:
             report = replace(report, preset=apply_preset(report, preset))
-        outputs.finish(report, tallies, facts={"started": started, "workers": workers, "device": where})
+        facts = {"started": started, "workers": workers, "device": where}
+        outputs.finish(report, tallies, facts=facts, figures=figures, parquet=parquet)
     return report
 
 
@@ -370,7 +379,15 @@ class _Outputs:
         """Units found done."""
         return 0 if self.journal is None else len(self.journal.done)
 
-    def finish(self, report: DiffReport, tallies: Sequence[Tally], *, facts: dict[str, Any]) -> None:
+    def finish(
+        self,
+        report: DiffReport,
+        tallies: Sequence[Tally],
+        *,
+        facts: dict[str, Any],
+        figures: bool,
+        parquet: bool,
+    ) -> None:
         """Name the mask's files, write the report's, remove the journal."""
         if self._writer is not None:
             self._writer.finish(mask_fingerprints(self._prepared.plan.pairs, tallies))
@@ -378,7 +395,10 @@ class _Outputs:
         if self._directory is not None:
             from sparsity_audit.report.files import render_files
 
-            self._directory.finish(render_files(report, self._prepared.plan.pairs, tallies, facts=facts))
+            files = render_files(
+                report, self._prepared.plan.pairs, tallies, facts=facts, figures=figures, parquet=parquet
+            )
+            self._directory.finish(files)
         if self.journal is not None:
             self.journal.path.unlink(missing_ok=True)
 

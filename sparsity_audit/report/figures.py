@@ -32,6 +32,7 @@ from sparsity_audit.report.figures_tolerance import (
 )
 from sparsity_audit.report.runs import Run, describe_runs
 from sparsity_audit.report.style import FORMATS, FigureFormat, house_style, to_bytes
+from sparsity_audit.types import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,4 +103,7 @@ def render_figures(
 
 def caption(name: str, runs: Sequence[Run]) -> str:
     """A caption stub: what is shown, then one line a run with criterion, dtypes and references."""
-    return "\n".join([FIGURES[name].explain(runs), *describe_runs(runs)]) + "\n"
+    lines = [FIGURES[name].explain(runs)]
+    if any(row.view is View.SERVED for run in runs for row in run.report.headlines):
+        lines.append("Native: as stored. Served: both sides rounded to bf16; absent where that is native.")
+    return "\n".join([*lines, *describe_runs(runs)]) + "\n"

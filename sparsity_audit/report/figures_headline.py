@@ -34,10 +34,7 @@ def draw_headline(runs: Sequence[Run], *, width: float) -> Figure | None:
 
 def caption_headline(_runs: Sequence[Run]) -> str:
     """What the bars are."""
-    return (
-        "Update sparsity: the share of compared entries that did not change, by criterion. Native: as "
-        "stored. Served: both sides rounded to bf16; absent where that is the native view."
-    )
+    return "Update sparsity: the share of compared entries that did not change, by criterion."
 
 
 def _draw_run(axes: Axes, run: Run) -> None:

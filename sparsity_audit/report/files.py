@@ -14,39 +14,86 @@ from typing import Any
 import numpy as np
 
 from sparsity_audit.align.records import Pair
+from sparsity_audit.report.figures import render_figures
+from sparsity_audit.report.latex import latex_tables
+from sparsity_audit.report.runs import Run, label_runs
 from sparsity_audit.report.schema import DiffReport, to_json
-from sparsity_audit.report.tables import summary_markdown, tensors_csv
+from sparsity_audit.report.tables import rollups_csv, summary_markdown, tensors_csv
 from sparsity_audit.stats.tally import Tally
 
-__all__ = ["render_files"]
+__all__ = ["render_files", "render_record", "render_side_by_side"]
 
 _LIBRARIES = ("numpy", "numba", "safetensors", "torch", "huggingface-hub")
 
 
 def render_files(
-    report: DiffReport, pairs: Sequence[Pair], tallies: Sequence[Tally], *, facts: Mapping[str, Any]
+    report: DiffReport,
+    pairs: Sequence[Pair],
+    tallies: Sequence[Tally],
+    *,
+    facts: Mapping[str, Any],
+    figures: bool,
+    parquet: bool,
 ) -> dict[str, bytes]:
     """File name → content; `report.json` last, because it marks the directory as finished."""
-    files = {"tensors.csv": tensors_csv(report), "summary.md": summary_markdown(report)}
+    from safetensors.numpy import save
+
     axes = _axis_counts(pairs, tallies)
-    if axes is not None:
-        files["axis_counts.safetensors"] = axes
+    files = render_record(report, axes=axes, figures=figures, parquet=parquet)
+    if axes:
+        files["axis_counts.safetensors"] = save(axes)
     files["run.json"] = _run_facts(facts)
     files["report.json"] = to_json(report)
     return files
 
 
-def _axis_counts(pairs: Sequence[Pair], tallies: Sequence[Tally]) -> bytes | None:
-    """Changed entries per row and column under the mask criterion, as `NAME.rows` and `NAME.cols`."""
-    from safetensors.numpy import save
+def render_record(
+    report: DiffReport, *, axes: Mapping[str, np.ndarray], figures: bool, parquet: bool
+) -> dict[str, bytes]:
+    """The files that follow from the record and the counts per row and column alone.
 
+    Args:
+        report: The record.
+        axes: What `axis_counts.safetensors` holds; may be empty.
+        figures: With pictures: about three seconds, whatever the size of the checkpoint.
+        parquet: With `tensors.parquet`, which needs an extra.
+
+    Raises:
+        MissingExtraError: `parquet` was asked for and pyarrow is not installed.
+    """
+    from sparsity_audit.report.html import render_html
+
+    files = {
+        "tensors.csv": tensors_csv(report),
+        "rollups.csv": rollups_csv(report),
+        "summary.md": summary_markdown(report),
+    }
+    if parquet:
+        from sparsity_audit.report.parquet import tensors_parquet
+
+        files["tensors.parquet"] = tensors_parquet(report)
+    files |= render_side_by_side(label_runs([report]), figures=figures)
+    files["report.html"] = render_html(report, axes=axes)
+    return files
+
+
+def render_side_by_side(runs: Sequence[Run], *, figures: bool) -> dict[str, bytes]:
+    """LaTeX tables and figures of one or several runs."""
+    files = {f"tables/{name}": data for name, data in latex_tables(runs).items()}
+    if figures:
+        files |= {f"figures/{name}": data for name, data in render_figures(runs).items()}
+    return files
+
+
+def _axis_counts(pairs: Sequence[Pair], tallies: Sequence[Tally]) -> dict[str, np.ndarray]:
+    """Changed entries per row and column under the mask criterion, as `NAME.rows` and `NAME.cols`."""
     arrays: dict[str, np.ndarray] = {}
     for pair, tally in zip(pairs, tallies, strict=True):
         if tally.axes is not None:
             for axis, counts in (("rows", tally.axes.rows), ("cols", tally.axes.cols)):
                 narrow = np.uint32 if counts.max(initial=0) < 2**32 else np.uint64
                 arrays[f"{pair.name}.{axis}"] = counts.astype(narrow)
-    return save(arrays) if arrays else None
+    return arrays
 
 
 def _run_facts(facts: Mapping[str, Any]) -> bytes:
