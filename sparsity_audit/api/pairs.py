@@ -188,6 +188,11 @@ def _finished(folder: Path, request: dict[str, Any]) -> DiffReport:
         before = json.loads((folder / _REQUEST).read_bytes())
     except (OSError, ValueError):
         before = None
+    if isinstance(before, dict):
+        # A local side that is gone has no other content: its report still stands.
+        kept = before.get("files") or {}
+        gone = {side: kept.get(side) for side, files in request["files"].items() if files == []}
+        request = request | {"files": request["files"] | gone}
     if before != request:
         changed = [key for key in request if not isinstance(before, dict) or before.get(key) != request[key]]
         raise OutputError(

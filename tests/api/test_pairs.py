@@ -165,6 +165,16 @@ def test_a_report_about_other_inputs_is_refused_and_overwrite_measures_again(
     assert row.status == "done"
 
 
+def test_a_table_is_rendered_again_without_the_checkpoints(write_pairs, tmp_path, addition):
+    shutil.copytree(addition / "grpo-bf16-seed0", tmp_path / "copy")
+    path = write_pairs({"name": "one", "tuned": "./copy"})
+    first = diff_pairs(path, tmp_path / "out", **QUICK)
+    shutil.rmtree(tmp_path / "copy")
+    assert diff_pairs(path, tmp_path / "out", **QUICK) == first
+    (row,) = diff_pairs(path, tmp_path / "out", overwrite=True, **QUICK).rows
+    assert row.status == "failed"
+
+
 def test_the_table_of_an_interrupted_run_holds_what_was_measured(write_pairs, tmp_path):
     path = write_pairs({"name": "one"}, {"name": "two"})
 
