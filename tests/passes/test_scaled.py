@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from support import BitCollector, plan_of
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, to_float64
 from sparsity_audit.compare.reference import ReferenceKernel
 from sparsity_audit.errors import ChangedInputError
+from sparsity_audit.passes import execute
 from sparsity_audit.passes.execute import run_plan
 from sparsity_audit.passes.margins import magnitude_nulls
 from sparsity_audit.passes.topk import select_top
@@ -228,3 +231,37 @@ def test_scales_in_another_file_that_is_rewritten_during_the_pass_are_an_error(t
     file = split / "model-00002-of-00002.safetensors"
     with pytest.raises(ChangedInputError, match="changed during the run"):
         run_plan(plan, kernel=NumpyKernel(), on_unit=lambda _unit: file.write_bytes(file.read_bytes()))
+
+
+def test_a_device_gets_plain_pairs_and_scaled_ones_are_counted_all_the_same(tmp_path, monkeypatch) -> None:
+    codes = np.full((8, 8), 0x38, dtype=np.uint8)
+    scales = np.ones((1, 1), dtype=np.float32)
+    sides = []
+    for name, step in (("base", 0), ("tuned", 1)):
+        side = {
+            "a.weight": ("BF16", np.full((4, 4), 0x3F80 + step, dtype=np.uint16)),
+            "w.weight": ("F8_E4M3", codes + np.uint8(step)),
+            "w.weight_scale_inv": ("F32", scales),
+        }
+        sides.append(write(tmp_path / name, side))
+    plan = plan_of(*sides)
+    expected = run_plan(plan, kernel=NumpyKernel())
+    streamed: list[str] = []
+
+    class DeviceKernel(NumpyKernel):
+        name = "device"
+
+    def stream_units(plan, units, *, kernel, base, tuned, bits):
+        streamed.extend(plan.pairs[unit.pair].name for unit in units)
+        for unit in units:
+            yield unit, execute._run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits)
+
+    for module, names in (
+        ("compare.device_kernel", {"DeviceKernel": DeviceKernel}),
+        ("passes.device_stream", {"stream_units": stream_units}),
+    ):
+        stand_in = ModuleType(f"sparsity_audit.{module}")
+        stand_in.__dict__.update(names)
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    assert run_plan(plan, kernel=DeviceKernel()) == expected
+    assert streamed == ["a.weight", "w.weight_scale_inv"]
