@@ -130,7 +130,7 @@ def _draw_rates(axes: Axes, run: Run) -> None:
         width=1,
         align="edge",
         color=PALE,
-        label="all entries",
+        label="distribution of entries",
     )
     for record, members in drawn:
         number = list(View).index(record.view) + 2 * _dtype_rank(record, run)
