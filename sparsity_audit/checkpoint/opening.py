@@ -43,6 +43,8 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
         UnsupportedFormatError: A file of a kind that is not read, with the way to convert it.
         UnsafePickleError: A torch file asks for more than tensors.
     """
+    if reference == "":
+        raise UsageError("reference", "the text is empty", expected="a path or a Hub reference; '.' is here")
     text, path = str(reference), _local_path(reference)
     is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
     if path.is_dir() and not is_hub_only:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any, Self
 
 import click
@@ -11,6 +10,7 @@ import click
 from sparsity_audit.cli.options import (
     CRITERION,
     MAP_RULE,
+    OUTPUT_PATH,
     config_option,
     echo_note,
     format_options,
@@ -32,10 +32,8 @@ __all__ = ["diff"]
 @click.command()
 @click.argument("base", required=False)
 @click.argument("tuned", required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Directory for report, tables and journal."
-)
-@click.option("--mask", "mask", type=click.Path(path_type=Path), help="Directory for the update mask.")
+@click.option("-o", "--output", type=OUTPUT_PATH, help="Directory for report, tables and journal.")
+@click.option("--mask", "mask", type=OUTPUT_PATH, help="Directory for the update mask.")
 @click.option(
     "--criterion",
     "criteria",

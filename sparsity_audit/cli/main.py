@@ -8,6 +8,7 @@ An expected error prints one message on stderr and no traceback; a bug prints it
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import traceback
 from typing import NoReturn
@@ -72,6 +73,10 @@ def cli() -> None:
 
 def entry_point() -> NoReturn:
     """Run the command line and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that is not UTF-8, or a file name that is not: a sign less, not a failed run.
+            stream.reconfigure(errors="replace")
     try:
         status = cli.main(standalone_mode=False)
     except SparsityAuditError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsity_audit.cli.options import CRITERION, MAP_RULE, echo_note
+from sparsity_audit.cli.options import CRITERION, MAP_RULE, OUTPUT_PATH, echo_note
 from sparsity_audit.types import View
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["mask"]
 
 _MASK = click.Path(path_type=Path)
-_OUTPUT = click.option("-o", "--output", "out", type=_MASK, required=True, help="New or empty directory.")
+_OUTPUT = click.option(
+    "-o", "--output", "out", type=OUTPUT_PATH, required=True, help="New or empty directory."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the full record as JSON.")
 
 

@@ -12,7 +12,15 @@ import click
 from sparsity_audit.errors import UsageError
 from sparsity_audit.types import Criterion
 
-__all__ = ["CRITERION", "MAP_RULE", "config_option", "echo_note", "format_options", "progress_is_wanted"]
+__all__ = [
+    "CRITERION",
+    "MAP_RULE",
+    "OUTPUT_PATH",
+    "config_option",
+    "echo_note",
+    "format_options",
+    "progress_is_wanted",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -53,8 +61,23 @@ class _MapRuleType(click.ParamType):
         return pattern, replacement
 
 
+class _OutputPath(click.Path):
+    """A path to write to. Empty text, which an unset shell variable gives, would be the working directory."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        if value == "":
+            self.fail("the path is empty; '.' is the working directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 CRITERION = _CriterionType()
 MAP_RULE = _MapRuleType()
+OUTPUT_PATH = _OutputPath(path_type=Path)
 
 
 def format_options(command: _Command) -> _Command:
@@ -81,13 +104,37 @@ def _load_config(ctx: click.Context, _param: click.Parameter, value: Path | None
         raise UsageError(str(value), f"cannot be read as YAML ({type(error).__name__})") from error
     if not isinstance(settings, dict):
         raise UsageError(str(value), "is not a YAML map", expected="keys named like the flags")
-    known = {name.lstrip("-"): p.name for p in ctx.command.params for name in p.opts}
+    known = {name.lstrip("-"): p for p in ctx.command.params for name in p.opts if p.name != "config"}
     unknown = sorted(str(key) for key in settings if str(key) not in known)
     if unknown:
         raise UsageError(
             str(value), f"unknown keys {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}"
         )
-    ctx.default_map = {**(ctx.default_map or {}), **{known[str(key)]: v for key, v in settings.items()}}
+    found = {
+        known[str(key)].name: _config_value(known[str(key)], setting, subject=f"{value}: {key}")
+        for key, setting in settings.items()
+        if setting is not None
+    }
+    ctx.default_map = {**(ctx.default_map or {}), **found}
+
+
+def _config_value(parameter: click.Parameter, value: Any, *, subject: str) -> Any:
+    """What click would get from the command line, in the types it expects of a default. Raises UsageError."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        if isinstance(value, bool):
+            return value
+        raise UsageError(subject, f"{value!r} is neither on nor off", expected="true or false")
+    takes_several = parameter.nargs == -1 or (isinstance(parameter, click.Option) and parameter.multiple)
+    items = value if takes_several and isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+            raise UsageError(
+                subject,
+                f"{item!r} is not a value of this flag",
+                expected="a text or a number" + (", or a list of them" if takes_several else ""),
+            )
+    texts = [str(item) for item in items]
+    return texts if takes_several else texts[0]
 
 
 def config_option(command: _Command) -> _Command:

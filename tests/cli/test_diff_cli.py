@@ -18,7 +18,14 @@ import sparsity_audit
 def run(*args: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sparsity_audit.cli.main", *map(str, args)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env={**os.environ, **env}
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=120,
+        cwd=cwd,
+        env={**os.environ, **env},
     )
 
 
@@ -137,6 +144,59 @@ def test_a_config_file_has_the_keys_of_the_flags_and_flags_win(tmp_path, pair) -
     done = run("diff", *pair, "--config", config)
     assert done.returncode == 2
     assert "unknown keys critereon" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("min-sparsity: [1]", "min-sparsity: [1] is not a value of this flag"),
+        ("criterion: {atol: 1}", "expected: a text or a number, or a list of them"),
+        ("criterion: [[value]]", "['value'] is not a value of this flag"),
+        ("overwrite: 3", "overwrite: 3 is neither on nor off"),
+        ("output: true", "output: True is not a value of this flag"),
+        ("config: other.yaml", "unknown keys config"),
+        ("workers: many", "'many' is not a valid integer"),
+    ],
+)
+def test_a_config_value_of_the_wrong_type_is_one_message_that_names_its_key(tmp_path, pair, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    done = run("diff", *pair, "--config", tmp_path / "run.yaml")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_file_may_give_one_value_without_a_list_and_leave_keys_empty(tmp_path, pair) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "criterion: ulp:1\nlr: 1.0e-6\nweights-dtype: bf16\nmask:\noutput: 5\n"
+    )
+    done = run("diff", *pair, "--config", tmp_path / "run.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mask_criterion"] == "ulp:1"
+    assert (tmp_path / "5" / "report.json").exists()
+
+
+@pytest.mark.parametrize("option", ["-o", "--mask"])
+def test_an_empty_output_path_is_refused_and_nothing_is_written(tmp_path, pair, option) -> None:
+    done = run("diff", *pair, option, "", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the path is empty" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_reference_is_refused_and_not_the_working_directory(pair) -> None:
+    done = run("diff", "", pair[1], cwd=pair[0])
+    assert done.returncode == 2
+    assert "the text is empty" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["diff", "help"])
+def test_a_terminal_without_unicode_shows_the_table_all_the_same(pair, encoding, command) -> None:
+    args = ("diff", *pair) if command == "diff" else ("diff", "--help")
+    done = run(*args, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_reads_nothing(pair, tmp_path) -> None:
