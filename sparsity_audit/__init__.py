@@ -10,15 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsity_audit.api.card import mask_card as mask_card
     from sparsity_audit.api.diff import diff as diff
     from sparsity_audit.api.diff import plan_diff as plan_diff
     from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
+    from sparsity_audit.api.loggers import log_report as log_report
     from sparsity_audit.api.masks import mask_convert as mask_convert
     from sparsity_audit.api.masks import mask_info as mask_info
     from sparsity_audit.api.masks import mask_ops as mask_ops
     from sparsity_audit.api.masks import mask_random as mask_random
+    from sparsity_audit.api.pairs import diff_pairs as diff_pairs
+    from sparsity_audit.api.presets import apply_preset as apply_preset
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
@@ -35,9 +39,13 @@ _HOMES = {
     "Expectations": "api.gates",
     "SparsityAuditError": "errors",
     "View": "types",
+    "apply_preset": "api.presets",
     "diff": "api.diff",
+    "diff_pairs": "api.pairs",
     "inspect": "api.inspect",
     "load_report": "api.render",
+    "log_report": "api.loggers",
+    "mask_card": "api.card",
     "mask_convert": "api.masks",
     "mask_export": "api.export",
     "mask_info": "api.masks",
