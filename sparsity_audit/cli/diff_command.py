@@ -33,6 +33,14 @@ __all__ = ["diff"]
 @click.argument("base", required=False)
 @click.argument("tuned", required=False)
 @click.option("-o", "--output", type=OUTPUT_PATH, help="Directory for report, tables and journal.")
+@click.option(
+    "--figures/--no-figures",
+    default=True,
+    show_default=True,
+    help="With -o: write figures/*.pdf, svg and png. They take about three seconds, whatever the size of the "
+    "checkpoint; `sparsity-audit plot` makes them later as well.",
+)
+@click.option("--parquet", is_flag=True, help="With -o: write tensors.parquet; needs the extra `parquet`.")
 @click.option("--mask", "mask", type=OUTPUT_PATH, help="Directory for the update mask.")
 @click.option(
     "--criterion",
@@ -61,20 +69,20 @@ __all__ = ["diff"]
     help="All statistics, or only counts, fingerprints and masks.",
 )
 @click.option(
-    "--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate, for the half-ULP law."
-)
-@click.option(
-    "--weights-dtype",
-    type=click.Choice(["bf16", "fp32"]),
-    help="Dtype in which the trainer stored the weights between steps; the half-ULP law holds for bf16.",
-)
-@click.option(
     "--structure",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
     help="Read the base's matrices a second time, for the stripe scores that magnitudes alone give; auto "
     "does so for a base below 2 GB. Heads, experts and observed scores cost nothing and are always there.",
+)
+@click.option(
+    "--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate, for the half-ULP law."
+)
+@click.option(
+    "--weights-dtype",
+    type=click.Choice(["bf16", "fp32"]),
+    help="Dtype in which the trainer stored the weights between steps; the half-ULP law holds for bf16.",
 )
 @click.option(
     "--spectral",
