@@ -16,11 +16,12 @@ from math import prod
 
 import numpy as np
 
+from sparsity_audit.align.records import Pair
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Accumulator, KernelSpec
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, to_float64
 from sparsity_audit.errors import UsageError
-from sparsity_audit.passes.execute import OpenFiles, read_blocks
+from sparsity_audit.passes.execute import OpenFiles, read_values
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.spectral import (
     SpectralCost,
@@ -148,7 +149,7 @@ def measure_spectra(
             question = SpectralQuestion(
                 name=pair.name,
                 view=View.SERVED if served else View.NATIVE,
-                dtype=DType.BF16 if served else spec.tuned,
+                dtype=_grid(pair, spec.tuned, served=served),
                 criterion=criterion.key,
                 max_dim=chosen.max_dim,
                 num_draws=chosen.num_draws,
@@ -167,7 +168,7 @@ class _Matrices:
     def __init__(self, plan: Plan, number: int, criterion: Criterion, *, served: bool) -> None:
         self._plan, self._number, self._served = plan, number, served
         self._kernel = NumpyKernel()
-        spec = plan.specs[number]
+        spec = plan.specs[number].of_values
         standard = (Criterion(kind="bitwise"), Criterion(kind="value"))
         criteria = tuple(dict.fromkeys((*standard, criterion)))
         self._dtype = DType.BF16 if served else spec.native_dtype
@@ -180,9 +181,9 @@ class _Matrices:
 
     def read(self, base: OpenFiles, tuned: OpenFiles) -> None:
         """Fill the matrices block by block."""
-        spec = self._plan.specs[self._number]
+        spec = self._plan.specs[self._number].of_values
         for unit in (unit for unit in self._plan.units if unit.pair == self._number):
-            for block, base_codes, tuned_codes in read_blocks(self._plan, unit, base=base, tuned=tuned):
+            for block, base_codes, tuned_codes in read_values(self._plan, unit, base=base, tuned=tuned):
                 place = (
                     slice(block.row, block.row + block.num_rows),
                     slice(block.col, block.col + block.num_cols),
@@ -213,10 +214,14 @@ def _refusal(plan: Plan, number: int) -> str:
         return f"shape {list(pair.base.shape)} is no matrix"
     if prod(pair.base.shape) == 0:
         return "it has no entries"
-    for side, checkpoint in ((pair.base, plan.base), (pair.tuned, plan.tuned)):
-        if side.spec.dtype.itemsize == 1 and f"{side.spec.name}_scale_inv" in checkpoint.tensors:
-            return "fp8 codes with block scales: their spectrum is not that of the weights"
     return ""
+
+
+def _grid(pair: Pair, stored: DType, *, served: bool) -> DType | None:
+    """The dtype whose steps the tuned values follow; none does where they are codes times scales."""
+    if served:
+        return DType.BF16
+    return None if pair.tuned.scale is not None else stored
 
 
 def _seed(name: str, tally: Tally) -> int:

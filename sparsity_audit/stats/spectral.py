@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from sparsity_audit.stats.base_masks import base_overlaps
 from sparsity_audit.stats.factorise import (
     OVERSAMPLING,
     POWER_ITERATIONS,
@@ -33,16 +34,15 @@ from sparsity_audit.stats.factorise import (
     shuffled,
 )
 from sparsity_audit.stats.spectral_records import (
-    MaskOverlap,
     RankTolerances,
     SpectralMeasures,
     SpectralRecord,
-    Target,
+    digits,
+    ratio,
 )
 from sparsity_audit.types import DType, View
 
 __all__ = [
-    "ALPHAS",
     "MAX_RANK",
     "SpectralCost",
     "SpectralQuestion",
@@ -53,11 +53,8 @@ __all__ = [
 ]
 
 MAX_RANK = 32
-ALPHAS = (0.05, 0.1, 0.2, 0.5)
 _ENERGY = 0.99
 _LARGEST = 1e150
-_LEAST_EXPONENT = -1073
-"""Of the smallest float64, as frexp gives it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +64,8 @@ class SpectralQuestion:
     Args:
         name: The pair.
         view: The view the matrices are given in.
-        dtype: Dtype of the tuned side's values in that view: the grid they were rounded to.
+        dtype: Dtype of the tuned side's values in that view: the grid they were rounded to; None where
+            values are codes times scales.
         criterion: The criterion of the mask.
         max_dim: A side longer than this makes every measure an estimate.
         num_draws: Scattered updates to draw.
@@ -76,7 +74,7 @@ class SpectralQuestion:
 
     name: str
     view: View
-    dtype: DType
+    dtype: DType | None
     criterion: str
     max_dim: int
     num_draws: int
@@ -102,11 +100,11 @@ def spectral_cost(rows: int, cols: int, *, max_dim: int, num_draws: int) -> Spec
     if long > max_dim:
         width = min(subspace_rank(rows, cols) + OVERSAMPLING, short)
         one = 2.0 * (2 * POWER_ITERATIONS + 2) * rows * cols * width
-        return SpectralCost(flops=(3 + 2 * num_draws) * one, num_bytes=8 * 10 * rows * cols)
+        return SpectralCost(flops=(3 + 2 * num_draws) * one, num_bytes=8 * 11 * rows * cols)
     vectors = 14.0 * long * short**2 + 8.0 * short**3
     values = 4.0 * long * short**2 - 4.0 / 3.0 * short**3
     flops = (2 + num_draws) * vectors + (1 + num_draws) * values
-    return SpectralCost(flops=flops, num_bytes=8 * (10 * rows * cols + 4 * short**2))
+    return SpectralCost(flops=flops, num_bytes=8 * (11 * rows * cols + 4 * short**2))
 
 
 def spectral_record(
@@ -180,19 +178,25 @@ def _measured(
     method: Factorisation = SketchedSvd() if record.is_estimate else ExactSvd()
     k = record.k
     origin = method.factors(base, k)
-    record = replace(record, gap=_gap(origin.values, k), overlaps=_overlaps(base, origin, mask))
+    record = replace(
+        record, gap=_gap(origin.values, k), overlaps=base_overlaps(base, origin.low_rank(), mask)
+    )
     if not delta.any():
         zeros = None if record.is_estimate else 0.0
         ranks = SpectralMeasures(rank_float64=zeros, rank_float32=zeros, rank_rounding=zeros, rank_99=zeros)
         observed = _with_drift(ranks, origin, origin)
         return replace(record, spectral_norm=0.0, frobenius_norm=0.0, observed=observed)
     values, frobenius = method.values(delta, k), _frobenius(delta)
-    edge = None if record.is_estimate else rounding_edge(tuned, question.dtype)
+    edge = None
+    if not record.is_estimate and question.dtype is not None:
+        edge = rounding_edge(tuned, question.dtype)
 
     def measure(values: np.ndarray) -> SpectralMeasures:
         # A scattered update has the same entries, so the same ‖Δ‖_F.
         found = _energies(values, frobenius, k)
-        return found if edge is None else _with_ranks(found, values, _tolerances(values[0], base.shape, edge))
+        if record.is_estimate:
+            return found
+        return _with_ranks(found, values, _tolerances(values[0], base.shape, edge))
 
     observed = _with_drift(measure(values), origin, method.factors(tuned, k))
     draws = []
@@ -202,9 +206,9 @@ def _measured(
         draws.append(_with_drift(ranks, origin, method.factors(base + scattered, k)))
     return replace(
         record,
-        spectral_norm=_digits(values[0]),
-        frobenius_norm=_digits(frobenius),
-        tolerances=None if edge is None else _tolerances(values[0], base.shape, edge),
+        spectral_norm=digits(values[0]),
+        frobenius_norm=digits(frobenius),
+        tolerances=None if record.is_estimate else _tolerances(values[0], base.shape, edge),
         observed=observed,
         num_draws=len(draws),
         reference_mean=_over(draws, _mean) if draws else None,
@@ -218,33 +222,33 @@ def _frobenius(matrix: np.ndarray) -> float:
 
 
 def _gap(values: np.ndarray, k: int) -> float | None:
-    return _ratio((values[k - 1] - values[k]) / values[k - 1]) if len(values) > k and values[k - 1] else None
+    return ratio((values[k - 1] - values[k]) / values[k - 1]) if len(values) > k and values[k - 1] else None
 
 
-def _tolerances(largest: float, shape: tuple[int, ...], edge: float) -> RankTolerances:
+def _tolerances(largest: float, shape: tuple[int, ...], edge: float | None) -> RankTolerances:
     return RankTolerances(
-        float64=_digits(max(shape) * 2.0**-52 * largest),
-        float32=_digits(max(shape) * 2.0**-23 * largest),
-        rounding=_digits(edge),
+        float64=digits(max(shape) * 2.0**-52 * largest),
+        float32=digits(max(shape) * 2.0**-23 * largest),
+        rounding=None if edge is None else digits(edge),
     )
 
 
 def _energies(values: np.ndarray, frobenius: float, k: int) -> SpectralMeasures:
     energy = (frobenius / values[0]) ** 2
     top = float(np.sum((values[:k] / values[0]) ** 2)) / energy
-    return SpectralMeasures(stable_rank=_digits(energy), top_energy_frac=_ratio(min(1.0, top)))
+    return SpectralMeasures(stable_rank=digits(energy), top_energy_frac=ratio(min(1.0, top)))
 
 
 def _with_ranks(
     measures: SpectralMeasures, values: np.ndarray, tolerances: RankTolerances
 ) -> SpectralMeasures:
-    unit = values / values[0]
+    unit, edge = values / values[0], tolerances.rounding
     cumulated = np.cumsum(unit**2)
     return replace(
         measures,
         rank_float64=_count_above(values, tolerances.float64),
         rank_float32=_count_above(values, tolerances.float32),
-        rank_rounding=_count_above(values, tolerances.rounding),
+        rank_rounding=None if edge is None else _count_above(values, edge),
         effective_rank=_entropy_rank(unit),
         effective_rank_energy=_entropy_rank(unit**2),
         rank_99=float(np.searchsorted(cumulated, _ENERGY * cumulated[-1]) + 1),
@@ -257,7 +261,7 @@ def _count_above(values: np.ndarray, tolerance: float) -> float:
 
 def _entropy_rank(weights: np.ndarray) -> float:
     shares = weights[weights > 0] / weights.sum()
-    return _digits(math.exp(-float(np.sum(shares * np.log(shares)))))
+    return digits(math.exp(-float(np.sum(shares * np.log(shares)))))
 
 
 def _with_drift(measures: SpectralMeasures, origin: Factors, moved: Factors) -> SpectralMeasures:
@@ -266,7 +270,7 @@ def _with_drift(measures: SpectralMeasures, origin: Factors, moved: Factors) -> 
         return measures
     shift = (moved.values - origin.values) / largest
     measures = replace(
-        measures, nss=_ratio(float(np.linalg.norm(shift) / np.linalg.norm(origin.values / largest)))
+        measures, nss=ratio(float(np.linalg.norm(shift) / np.linalg.norm(origin.values / largest)))
     )
     found: dict[str, float] = {}
     sides = (("left", origin.left, moved.left), ("right", origin.right, moved.right))
@@ -274,74 +278,9 @@ def _with_drift(measures: SpectralMeasures, origin: Factors, moved: Factors) -> 
         angles = np.zeros(1) if moved is origin else principal_angles(first, second)
         cosines = np.cos(angles)
         found[f"{side}_max_angle_deg"] = round(math.degrees(float(angles.max())), 6)
-        found[f"{side}_mean_cosine"] = _ratio(float(cosines.mean()))
-        found[f"{side}_min_cosine"] = _ratio(float(cosines.min()))
+        found[f"{side}_mean_cosine"] = ratio(float(cosines.mean()))
+        found[f"{side}_min_cosine"] = ratio(float(cosines.min()))
     return replace(measures, **found)
-
-
-def _overlaps(base: np.ndarray, origin: Factors, mask: np.ndarray) -> tuple[MaskOverlap, ...]:
-    if not mask.any() or not base.any():
-        return ()
-    groups, updated = _magnitude_groups(base), mask.reshape(-1)
-    found = []
-    targets: tuple[Target, ...] = ("principal", "low-magnitude")
-    for target in targets:
-        scores = origin.low_rank() if target == "principal" else base.copy()
-        np.abs(scores, out=scores)
-        if target == "low-magnitude":
-            np.negative(scores, out=scores)
-        ordered = np.sort(scores, axis=None)
-        for alpha in (*ALPHAS, np.count_nonzero(mask) / mask.size):
-            wanted = round(alpha * mask.size)
-            weights, ties = _selected(scores.reshape(-1), ordered, wanted)
-            share, by_magnitude = _share(weights, updated, None), _share(weights, updated, groups)
-            found.append(
-                MaskOverlap(
-                    target=target,
-                    alpha=_ratio(alpha),
-                    entries=wanted,
-                    ties_at_cut=ties,
-                    share=_ratio(float(weights[updated].sum()) / np.count_nonzero(updated)),
-                    chance=share[0],
-                    chance_sd=share[1],
-                    magnitude_share=by_magnitude[0],
-                    magnitude_sd=by_magnitude[1],
-                )
-            )
-    return tuple(found)
-
-
-def _magnitude_groups(base: np.ndarray) -> np.ndarray:
-    """Number of each entry's group: exponent of |W₀|, powers of two and zero apart, as in `stats.strata`."""
-    fraction, exponent = np.frexp(base.reshape(-1))
-    number = 2 * (exponent - _LEAST_EXPONENT) + (np.abs(fraction) == 0.5) + 1
-    number[fraction == 0] = 0
-    return number
-
-
-def _selected(scores: np.ndarray, ordered: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
-    """Weight of each entry among the `wanted` of largest score: 1, 0, or a share at the cut; and the ties."""
-    if wanted == 0:
-        return np.zeros(len(scores)), 0
-    cut = ordered[len(ordered) - wanted]
-    first, last = np.searchsorted(ordered, cut, side="left"), np.searchsorted(ordered, cut, side="right")
-    ties, above = int(last - first), len(ordered) - int(last)
-    return np.where(scores > cut, 1.0, np.where(scores == cut, (wanted - above) / ties, 0.0)), ties
-
-
-def _share(weights: np.ndarray, updated: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """Expected share of the update inside, and its sd, when it is drawn at random within each group."""
-    if groups is None:
-        groups = np.zeros(len(weights), dtype=np.int64)
-    size = np.bincount(groups).astype(np.float64)
-    is_met = size > 0
-    changed, selected = (np.bincount(groups, weights=w)[is_met] for w in (updated, weights))
-    size = size[is_met]
-    variance = changed * selected * (size - changed) * (size - selected) / (size**2 * np.maximum(size - 1, 1))
-    total = changed.sum()
-    # Weights at the cut are shares whose sum may miss a whole group by rounding.
-    deviation = math.sqrt(max(float(variance.sum()), 0.0))
-    return _ratio(float((changed * selected / size).sum() / total)), _ratio(deviation / total)
 
 
 def _over(
@@ -350,7 +289,7 @@ def _over(
     found: dict[str, float | None] = {}
     for field in fields(SpectralMeasures):
         numbers = [getattr(draw, field.name) for draw in draws]
-        found[field.name] = None if None in numbers else _digits(statistic(numbers))
+        found[field.name] = None if None in numbers else digits(statistic(numbers))
     return SpectralMeasures(**found)
 
 
@@ -361,11 +300,3 @@ def _mean(numbers: Sequence[float]) -> float:
 def _deviation(numbers: Sequence[float]) -> float:
     mean = _mean(numbers)
     return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1))
-
-
-def _digits(number: float) -> float:
-    return float(f"{number:.8e}")
-
-
-def _ratio(number: float) -> float:
-    return round(_digits(number), 11)

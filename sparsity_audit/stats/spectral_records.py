@@ -11,7 +11,7 @@ from typing import Literal
 
 from sparsity_audit.types import View
 
-__all__ = ["MaskOverlap", "RankTolerances", "SpectralMeasures", "SpectralRecord", "Target"]
+__all__ = ["MaskOverlap", "RankTolerances", "SpectralMeasures", "SpectralRecord", "Target", "digits", "ratio"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +21,13 @@ class RankTolerances:
     Args:
         float64: max(rows, cols)·2⁻⁵²·σ₁, numpy's default for the float64 matrix that Δ is.
         float32: max(rows, cols)·2⁻²³·σ₁, numpy's and torch's default had Δ been a float32 matrix.
-        rounding: What rounding the tuned weights once to their dtype could add, see `rounding_edge`.
+        rounding: What rounding the tuned weights once to their dtype could add, see `rounding_edge`; None for
+            block-scaled weights, whose steps are not those of a dtype.
     """
 
     float64: float
     float32: float
-    rounding: float
+    rounding: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,3 +150,13 @@ class SpectralRecord:
     reference_mean: SpectralMeasures | None = None
     reference_sd: SpectralMeasures | None = None
     overlaps: tuple[MaskOverlap, ...] = ()
+
+
+def digits(number: float) -> float:
+    """To 9 significant digits."""
+    return float(f"{number:.8e}")
+
+
+def ratio(number: float) -> float:
+    """To 9 significant digits and at most 11 decimals: what is noise beside 1 is 0."""
+    return round(digits(number), 11)

@@ -111,21 +111,29 @@ def test_what_is_no_float_matrix_is_refused_with_the_reason_and_the_rest_measure
     assert all(record.observed is None for name, record in records.items() if name != "w")
 
 
-def test_block_scaled_fp8_is_refused_because_codes_are_not_weights(tmp_path) -> None:
+def test_block_scaled_fp8_is_measured_by_its_values(tmp_path) -> None:
     import json
 
-    for number, name in enumerate(("b", "t")):
+    from sparsity_audit.compare.numpy_kernel import to_float64
+    from sparsity_audit.types import DType
+
+    codes = [np.arange(number, 16 + number, dtype=np.uint8).reshape(4, 4) for number in (40, 43)]
+    scales = 0.5, 3.0
+    for name, side, scale in zip(("b", "t"), codes, scales, strict=True):
         header = {
-            "w": {"dtype": "F8_E4M3", "shape": [4, 4], "data_offsets": [0, 16]},
-            "w_scale_inv": {"dtype": "F32", "shape": [1, 1], "data_offsets": [16, 20]},
+            "w.weight": {"dtype": "F8_E4M3", "shape": [4, 4], "data_offsets": [0, 16]},
+            "w.weight_scale_inv": {"dtype": "F32", "shape": [1, 1], "data_offsets": [16, 20]},
         }
         text = json.dumps(header).encode()
-        data = bytes(range(number, 16 + number)) + np.float32(2.0).tobytes()
+        data = side.tobytes() + np.float32(scale).tobytes()
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
-    plan = plan_of(tmp_path / "b", tmp_path / "t")
-    chosen = choose_spectral(plan, ("w",), max_dim=4096)
-    assert "block scales" in chosen.refusals[0]
+        config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [4, 4]}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    record = _measure(plan_of(tmp_path / "b", tmp_path / "t"), "w.weight")[0]
+    values = [to_float64(c, DType.F8_E4M3) * scale for c, scale in zip(codes, scales, strict=True)]
+    assert record.frobenius_norm == pytest.approx(np.linalg.norm(values[1] - values[0]), rel=1e-8)
+    assert record.tolerances.rounding is record.observed.rank_rounding is None
 
 
 def test_a_glob_without_a_match_is_an_error_and_globs_join(write_checkpoint) -> None:

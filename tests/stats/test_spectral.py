@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsity_audit.stats.base_masks import ALPHAS
 from sparsity_audit.stats.factorise import ExactSvd, SketchedSvd, principal_angles, shuffled
 from sparsity_audit.stats.spectral import (
-    ALPHAS,
     SpectralQuestion,
     rounding_edge,
     spectral_cost,
