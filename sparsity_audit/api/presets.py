@@ -69,6 +69,7 @@ PRESETS = {
     )
 }
 
+_FUSED = frozenset({"fused", "interleaved"})
 # Last name components that model classes register as buffers, so that `named_parameters` lacks them.
 _BUFFERS = frozenset(
     {
@@ -138,7 +139,7 @@ def _split(report: DiffReport) -> tuple[list[TensorRecord], list[DroppedTensor]]
     fused: dict[str, int] = {}
     for tensor in report.tensors:
         name, _, part = tensor.name.partition(":")
-        if tensor.rule == "fused":
+        if tensor.rule in _FUSED:
             fused[name if part else tensor.name] = fused.get(name, 0) + tensor.entries
             continue
         reason = _why_dropped(tensor, is_second_name=_is_tied_head(tensor, embeddings))
@@ -217,7 +218,7 @@ def _caveats(report: DiffReport, kept: Sequence[TensorRecord]) -> Iterable[str]:
         )
     scaled = sum(t.entries for t in kept if t.summary.base_dtype.itemsize == 1)
     if scaled:
-        yield f"{scaled} entries are stored in fp8, which the program's loader may rescale before comparing"
+        yield f"{scaled} entries are stored in fp8: what the program's loader makes of them is not known"
     mapped = sum(t.entries for t in kept if t.rule == "map")
     if mapped:
         yield f"{mapped} entries were matched by --map, which the program does not have"

@@ -260,3 +260,13 @@ def test_a_report_that_did_not_count_the_rule_is_refused_with_the_remedy(tmp_pat
 def test_a_preset_leaves_the_mask_criterion_as_it_was():
     assert [str(c) for c in preset_criteria("zhu2025")] == ["value", "rel:1e-3"]
     assert [str(c) for c in preset_criteria("zhu2025", ("ulp:1",))] == ["ulp:1", "rel:1e-3"]
+
+
+def test_fp8_weights_are_a_caveat_with_their_number(tmp_path):
+    base = {"w.weight": torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2)[:64].reshape(8, 8)}
+    tuned = {"w.weight": base["w.weight"].clone().view(torch.uint8).add(1).view(torch.float8_e5m2)}
+    found = result(tmp_path, save(tmp_path / "b", base), save(tmp_path / "t", tuned), "zhu2025")
+    assert found.caveats == (
+        "64 entries are stored in fp8: what the program's loader makes of them is not known",
+    )
+    assert found.changed == 64
