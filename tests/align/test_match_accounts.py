@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from sparsity_audit.align.match import match
 from sparsity_audit.align.records import Alignment, LeftoverReason, TensorSlice
 from sparsity_audit.errors import AlignmentError
+from sparsity_audit.passes.mask_sink import mask_tensors
 from sparsity_audit.types import DType
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WRAPPERS = ("", "module.", "_orig_mod.", "base_model.model.")
-DTYPES = st.sampled_from([DType.BF16, DType.F32, DType.U8, DType.F8_E8M0])
+DTYPES = st.sampled_from([DType.BF16, DType.F32, DType.U8, DType.F8_E8M0, DType.F8_E4M3, DType.F8_E4M3])
 
 
 @st.composite
@@ -42,6 +43,18 @@ def sides(draw):
         else:
             shapes[f"{block}mlp.gate_proj.weight"] = (5, hidden)
             shapes[f"{block}mlp.up_proj.weight"] = (5, hidden)
+        experts = f"{block}mlp.experts."
+        if draw(st.booleans()):
+            stack = draw(st.sampled_from([(2, 6, hidden), (2, hidden, 6), (3, 6, hidden)]))
+            shapes[f"{experts}gate_up_proj"] = stack
+            shapes[f"{experts}down_proj"] = (2, hidden, 3)
+            shapes[f"{experts}down_proj_scale_inv"] = (2, 1, 1)
+        else:
+            for expert in range(2):
+                for part, shape in (("gate", (3, hidden)), ("up", (3, hidden)), ("down", (hidden, 3))):
+                    if draw(st.integers(0, 9)):
+                        shapes[f"{experts}{expert}.{part}_proj.weight"] = shape
+                shapes[f"{experts}{expert}.down_proj.weight_scale_inv"] = (1, 1)
         shapes[f"{block}norm.weight"] = (hidden,)
         shapes[f"{block}step"] = ()
         if draw(st.booleans()):
@@ -61,6 +74,7 @@ def sides(draw):
         shapes["module." + doubled] = shapes[doubled]
     dtypes = {name: draw(DTYPES) for name in shapes} if draw(st.booleans()) else {}
     config = draw(st.sampled_from([{}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}]))
+    config = config | draw(st.sampled_from([{}, {"num_attention_heads": 4}, {"num_attention_heads": 2}]))
     return {"shapes": shapes, "dtypes": dtypes, "aliases": aliases, "config": config}
 
 
@@ -69,7 +83,7 @@ def _entries(alignment: Alignment, side: str) -> Counter:
     places: Counter = Counter()
     for pair in (*alignment.pairs, *alignment.skipped):
         run: TensorSlice = getattr(pair, side)
-        places.update((run.spec.name, run.start_entry + i) for i in range(run.num_entries))
+        places.update((run.spec.name, entry) for start, stop in run.runs for entry in range(start, stop))
     return places
 
 
@@ -112,6 +126,7 @@ def test_every_entry_stands_in_one_place_and_swapping_mirrors(make_catalogue, on
         matched = Counter(name for name, _ in places)
         for name, spec in catalogue.tensors.items():
             assert matched[name] + left.get(name, 0) == spec.num_entries
+    assert sum(t.num_compared for t in mask_tensors(base, result)) == result.account("base").compared
     names = [pair.name for pair in (*result.pairs, *result.skipped)]
     assert len(names) == len(set(names))
     assert [p.name for p in result.pairs] == sorted(p.name for p in result.pairs)
