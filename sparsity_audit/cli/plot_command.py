@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparsity_audit.cli.options import config_option
+from sparsity_audit.cli.options import OUTPUT_PATH, config_option
 
 __all__ = ["plot"]
 
@@ -32,9 +32,7 @@ class _FormatsType(click.ParamType):
 
 @click.command()
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory for the figures."
-)
+@click.option("-o", "--output", required=True, type=OUTPUT_PATH, help="Directory for the figures.")
 @click.option(
     "--figure",
     "figures",

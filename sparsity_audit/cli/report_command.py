@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparsity_audit.cli.options import config_option
+from sparsity_audit.cli.options import OUTPUT_PATH, config_option
 
 __all__ = ["report"]
 
@@ -17,7 +17,7 @@ __all__ = ["report"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_PATH,
     help="Directory to write to; several audits get a folder each in it, beside tables/ and figures/ with "
     "all of them side by side [default: into each DIR itself].",
 )

@@ -124,6 +124,7 @@ def test_nothing_is_replaced_without_being_asked(audits, tmp_path) -> None:
     [
         (("--format", "gif"), "no such format: gif; expected some of pdf,svg,png"),
         (("--figure", "pie"), "--figure: unknown: pie\n  expected: of headline, change-rate, density"),
+        (("-o", ""), "Invalid value for '-o' / '--output'"),
         (("--width", "4"), "'4' is not one of '3.25', '5.5', '6.75'"),
         (("--label", "a", "--label", "b"), "labels: 2 for 1 reports"),
     ],
