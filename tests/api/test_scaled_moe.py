@@ -35,6 +35,10 @@ def _base() -> dict[str, tuple[str, np.ndarray]]:
             rng.integers(0x3C00, 0x4000, (2 * HIDDEN, HIDDEN), dtype=np.uint16),
         ),
     }
+    side[f"{LAYER}self_attn.query_key_value.bias"] = (
+        "BF16",
+        rng.integers(0x3C00, 0x4000, 2 * HIDDEN, dtype=np.uint16),
+    )
     for name, rows in (("gate_up_proj", 2 * INNER), ("down_proj", HIDDEN)):
         codes = rng.integers(0x10, 0x70, (EXPERTS, rows, HIDDEN), dtype=np.uint8)
         scales = rng.uniform(0.001, 0.01, (EXPERTS, rows // BLOCK, HIDDEN // BLOCK)).astype(np.float32)
@@ -55,6 +59,7 @@ def _move(side: dict) -> tuple[dict, dict[str, np.ndarray]]:
     step("input_layernorm.weight", (5,))
     step("mlp.gate.weight", (1, slice(2, 4)))
     step("self_attn.query_key_value.weight", (slice(3, 14, 2), 1))
+    step("self_attn.query_key_value.bias", (slice(3, 14, 3),))
     step("mlp.experts.gate_up_proj", (0, slice(6, 10), 3))
     step("mlp.experts.gate_up_proj", (2, 15, slice(None)))
     step("mlp.experts.down_proj", (1, 0, 0))
@@ -67,10 +72,10 @@ def _move(side: dict) -> tuple[dict, dict[str, np.ndarray]]:
 
 def _qkv(codes: np.ndarray) -> dict[str, np.ndarray]:
     size = HIDDEN // HEADS
-    grouped = codes.reshape(GROUPS, -1, size, HIDDEN)
+    grouped = codes.reshape(GROUPS, -1, size, *codes.shape[1:])
     queries = HEADS // GROUPS
     parts = {"q_proj": grouped[:, :queries], "k_proj": grouped[:, queries], "v_proj": grouped[:, queries + 1]}
-    return {name: part.reshape(-1, HIDDEN) for name, part in parts.items()}
+    return {name: part.reshape(-1, *codes.shape[1:]) for name, part in parts.items()}
 
 
 def _split(side: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
