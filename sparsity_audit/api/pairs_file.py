@@ -8,13 +8,14 @@ come with the package.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sparsity_audit.api.presets import PRESETS
+from sparsity_audit.api.yaml_values import as_choice, as_list, as_map, as_number, as_text, refuse_unknown
 from sparsity_audit.checkpoint.hub_reference import parse_reference
 from sparsity_audit.errors import UsageError
 from sparsity_audit.types import Criterion, View
@@ -147,17 +148,17 @@ def _load(label: str, text: str) -> dict[str, Any]:
         raise UsageError(label, f"is not YAML{line}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(label, "is not YAML that can be read") from error
-    return _map(label, found)
+    return as_map(label, found)
 
 
 def _document(found: Any, *, label: str, folder: Path | None) -> PairsFile:
-    document = _map(label, found)
-    _refuse_unknown(label, document, _TOP_KEYS)
+    document = as_map(label, found)
+    refuse_unknown(label, document, _TOP_KEYS)
     rows = document.get("pairs")
     if not isinstance(rows, list) or not rows:
         raise UsageError(label, "lists no pairs", expected="`pairs:` with at least one entry")
-    defaults = _map(f"{label}: defaults", document.get("defaults") or {})
-    _refuse_unknown(f"{label}: defaults", defaults, _QUESTION_KEYS | _LABEL_KEYS)
+    defaults = as_map(f"{label}: defaults", document.get("defaults") or {})
+    refuse_unknown(f"{label}: defaults", defaults, _QUESTION_KEYS | _LABEL_KEYS)
     entries = [
         _entry(label, number, row, defaults=defaults, folder=folder) for number, row in enumerate(rows, 1)
     ]
@@ -171,7 +172,7 @@ def _document(found: Any, *, label: str, folder: Path | None) -> PairsFile:
                 expected="different names, also without regard to case: they name directories",
             )
         seen[entry.name.lower()] = entry.name
-    texts = {key: _text(f"{label}: {key}", document.get(key)) for key in ("title", "source", "note")}
+    texts = {key: as_text(f"{label}: {key}", document.get(key)) for key in ("title", "source", "note")}
     return PairsFile(label=label, pairs=tuple(entries), **texts)
 
 
@@ -179,7 +180,7 @@ def _entry(
     label: str, number: int, row: Any, *, defaults: Mapping[str, Any], folder: Path | None
 ) -> PairEntry:
     where = f"{label}: pair {number}"
-    given = _map(where, row)
+    given = as_map(where, row)
     name = given.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _RESERVED:
         raise UsageError(
@@ -188,12 +189,12 @@ def _entry(
             expected="letters, digits, '.', '_' and '-', a letter or digit first: it names a directory",
         )
     where = f"{label}: pair {name!r}"
-    _refuse_unknown(where, given, _PAIR_KEYS)
+    refuse_unknown(where, given, _PAIR_KEYS)
     merged = {**defaults, **given}
     preset = merged.get("preset")
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"{where}, preset", repr(preset), expected=" or ".join(sorted(PRESETS)))
-    criteria = tuple(_criterion(f"{where}, criteria", c) for c in _list(where, "criteria", merged))
+    criteria = tuple(_criterion(f"{where}, criteria", c) for c in as_list(where, "criteria", merged))
     expected = _expected(where, merged.get("expected"))
     if expected is not None and expected.criterion not in (None, *criteria):
         criteria = (*(criteria or ("value",)), expected.criterion)
@@ -202,16 +203,16 @@ def _entry(
         base=_reference(where, "base", merged, folder),
         tuned=_reference(where, "tuned", merged, folder),
         criteria=tuple(dict.fromkeys(criteria)),
-        view=View(_choice(where, "view", merged, [v.value for v in View], View.NATIVE.value)),
+        view=View(as_choice(where, "view", merged, [v.value for v in View], View.NATIVE.value)),
         preset=preset,
-        maps=tuple(_map_rule(where, rule) for rule in _list(where, "maps", merged)),
-        stats=_choice(where, "stats", merged, ["full", "counts"], "full"),
-        lr=_number(f"{where}, lr", merged.get("lr"), above=0),
+        maps=tuple(_map_rule(where, rule) for rule in as_list(where, "maps", merged)),
+        stats=as_choice(where, "stats", merged, ["full", "counts"], "full"),
+        lr=as_number(f"{where}, lr", merged.get("lr"), above=0),
         weights_dtype=merged.get("weights_dtype")
-        and _choice(where, "weights_dtype", merged, ["bf16", "fp32"]),
+        and as_choice(where, "weights_dtype", merged, ["bf16", "fp32"]),
         expected=expected,
-        skip=_text(f"{where}, skip", merged.get("skip")) or None,
-        **{key: _text(f"{where}, {key}", merged.get(key)) for key in sorted(_LABEL_KEYS)},
+        skip=as_text(f"{where}, skip", merged.get("skip")) or None,
+        **{key: as_text(f"{where}, {key}", merged.get(key)) for key in sorted(_LABEL_KEYS)},
     )
 
 
@@ -219,18 +220,18 @@ def _expected(where: str, found: Any) -> Expected | None:
     if found is None:
         return None
     where = f"{where}, expected"
-    given = _map(where, found)
-    _refuse_unknown(where, given, _EXPECTED_KEYS)
-    sparsity = _number(f"{where}, sparsity", given.get("sparsity"), above=-1e-9, below=100)
+    given = as_map(where, found)
+    refuse_unknown(where, given, _EXPECTED_KEYS)
+    sparsity = as_number(f"{where}, sparsity", given.get("sparsity"), above=-1e-9, below=100)
     if sparsity is None:
         raise UsageError(where, "has no sparsity", expected="sparsity in percent, for instance 81.4")
-    tolerance = _number(f"{where}, tolerance", given.get("tolerance", DEFAULT_TOLERANCE), above=-1e-9)
+    tolerance = as_number(f"{where}, tolerance", given.get("tolerance", DEFAULT_TOLERANCE), above=-1e-9)
     criterion, view = given.get("criterion"), given.get("view")
     return Expected(
         sparsity=sparsity,
         tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
         criterion=None if criterion is None else _criterion(f"{where}, criterion", criterion),
-        view=None if view is None else View(_choice(where, "view", given, [v.value for v in View])),
+        view=None if view is None else View(as_choice(where, "view", given, [v.value for v in View])),
     )
 
 
@@ -269,71 +270,12 @@ def _local(where: str, side: str, folder: Path, text: str) -> Path:
     return path
 
 
-def _map(where: str, found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UsageError(where, f"is {_kind(found)}", expected="keys and values")
-    return found
-
-
-def _list(where: str, key: str, given: Mapping[str, Any]) -> Sequence[Any]:
-    found = given.get(key)
-    if found is None:
-        return ()
-    if not isinstance(found, list):
-        raise UsageError(f"{where}, {key}", f"is {_kind(found)}", expected="a list")
-    return found
-
-
-def _kind(found: Any) -> str:
-    return "empty" if found is None else f"a {type(found).__name__}"
-
-
-def _refuse_unknown(where: str, given: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
-    unknown = sorted(given.keys() - known)
-    if unknown:
-        raise UsageError(
-            where, f"unknown key {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}"
-        )
-
-
-def _text(where: str, found: Any) -> str:
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise UsageError(where, f"is {_kind(found)}", expected="text")
-    return found.strip()
-
-
 def _criterion(where: str, found: Any) -> str:
-    if not isinstance(found, str):
-        raise UsageError(where, f"is {_kind(found)}", expected="text such as atol:1e-5")
+    text = as_text(where, found)
     try:
-        return Criterion.parse(found).key
+        return Criterion.parse(text).key
     except UsageError as error:
         raise UsageError(where, f"{found!r} is not understood", expected=error.expected) from error
-
-
-def _choice(
-    where: str, key: str, given: Mapping[str, Any], choices: list[str], default: str | None = None
-) -> str:
-    found = given.get(key, default)
-    if found not in choices:
-        raise UsageError(f"{where}, {key}", repr(found), expected=" or ".join(choices))
-    return str(found)
-
-
-def _number(where: str, found: Any, *, above: float, below: float = float("inf")) -> float | None:
-    if found is None:
-        return None
-    # YAML 1.1 reads 1e-6 as text: it wants 1.0e-6.
-    try:
-        value = None if isinstance(found, bool) else float(found)
-    except (TypeError, ValueError):
-        value = None
-    if value is None or not above < value <= below:
-        limits = f"a number above {max(above, 0):g}" + (f", at most {below:g}" if below < 1e300 else "")
-        raise UsageError(where, repr(found), expected=limits)
-    return value
 
 
 def _map_rule(where: str, found: Any) -> tuple[str, str]:
