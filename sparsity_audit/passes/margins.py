@@ -4,8 +4,8 @@ Contract: the counts are exact integers and are folded into the magnitude null i
 pair alone, so that results do not depend on workers or work units. Memory a worker: one block, and
 columns × strata counters (8 bytes each; some 60 strata occur in a weight matrix). Each file is checked to be
 the catalogued one after it was read. Tensors without a stripe score, or whose changes by stratum are not
-known, are not read; those with a single stratum need no reading. Where the first pass binned other numbers
-than the stored ones (fp8 with block scales) there is no null.
+known, are not read; those with a single stratum need no reading. Strata are those of the first pass: of the
+view's codes, and of the values where they are codes times block scales.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _single(rates: _Rates, rows: int, cols: int) -> MatrixNull:
     return MatrixNull(rows=ends[0], cols=ends[1])
 
 
-def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view: View) -> MatrixNull | None:
+def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view: View) -> MatrixNull:
     part, spec = plan.pairs[unit.pair].base, plan.specs[unit.pair]
     rows, cols = part.rows_cols
     by_row = MagnitudeNull(rates, lines=rows, across=cols)
@@ -126,8 +126,10 @@ def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view:
             by_row.fold(pending)
             pending = np.zeros((1, width), dtype=np.int64)
     plan.base.files[part.spec.file].verify_unchanged()
-    if columns.reshape(cols, width).sum(axis=0).tolist() != [rate.entries for rate in rates]:
-        return None
+    if part.scale is not None:
+        plan.base.files[part.scale.spec.file].verify_unchanged()
+    counted = columns.reshape(cols, width).sum(axis=0).tolist()
+    assert counted == [rate.entries for rate in rates], "both passes bin the same numbers"
     by_col.fold(columns.reshape(cols, width))
     return MatrixNull(rows=by_row.result(), cols=by_col.result())
 

@@ -96,7 +96,7 @@ def build_structure(
     if nulls is not None and missing:
         note = (
             f"{missing:,} of {len(stripes):,} matrices have no expectation: their changes by magnitude are "
-            f"not known under {criterion}, or their values are codes with block scales."
+            f"not known under {criterion}."
         )
     return StructureRecord(
         criterion=criterion,

@@ -1,5 +1,6 @@
 """The second pass over the base: nulls by brute force, in every view, whatever the units and workers."""
 
+import json
 import math
 import os
 from functools import partial
@@ -150,6 +151,33 @@ def test_slices_of_fused_and_resized_tensors_are_read_where_they_lie(tmp_path):
     null = nulls["model.layers.0.self_attn.qkv_proj.weight:q_proj"]
     assert null is not None
     assert null.rows.expected == pytest.approx(brute_force(base[:6], (base != tuned)[:6]), rel=1e-12)
+
+
+def test_alternating_rows_of_a_fused_base_are_read_group_by_group(tmp_path):
+    base, tuned = pair((24, 14), base_dtype=BF16, tuned_dtype=BF16)
+    folder = write(tmp_path / "b", model__layers__0__self_attn__query_key_value__weight=base)
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 12}
+    (folder / "config.json").write_text(json.dumps(config))
+    grouped = tuned.reshape(2, 4, 3, 14)  # group × (two queries, key, value) × rows × columns
+    parts = {"q": grouped[:, :2], "k": grouped[:, 2], "v": grouped[:, 3]}
+    write(
+        tmp_path / "t",
+        **{
+            f"model__layers__0__self_attn__{name}_proj__weight": np.ascontiguousarray(part.reshape(-1, 14))
+            for name, part in parts.items()
+        },
+    )
+    plan, tallies = compare(folder, tmp_path / "t")
+    assert len(plan.pairs) == 3
+    nulls = dict(
+        zip([p.name for p in plan.pairs], magnitude_nulls(plan, tallies, view=View.NATIVE), strict=True)
+    )
+    null = nulls["model.layers.0.self_attn.query_key_value.weight:q_proj"]
+    queries = base.reshape(2, 4, 3, 14)[:, :2].reshape(-1, 14)
+    assert null is not None
+    assert null.rows.expected == pytest.approx(
+        brute_force(queries, queries != parts["q"].reshape(-1, 14)), rel=1e-12
+    )
 
 
 def _long_rows(tmp_path) -> tuple[Path, Path]:
