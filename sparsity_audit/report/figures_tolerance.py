@@ -123,7 +123,7 @@ def caption_delta(_runs: Sequence[Run]) -> str:
 
 
 def _has_movement(record: PrecisionRecord) -> bool:
-    return bool(record.entries) and any(point.upper for point in record.tolerance)
+    return bool(delta_bins(record))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -269,6 +269,32 @@ def test_a_report_of_level_counts_has_no_figures_of_precision(addition) -> None:
         render_figures(runs, names=["change-rate"])
 
 
+def test_changes_without_a_distance_or_a_size_leave_figures_out_instead_of_failing(write_checkpoint) -> None:
+    base = write_checkpoint("base", {"w": np.array([[1.0, 2.0, 0.0, 3.0]], dtype=np.float32)})
+    tuned = write_checkpoint("tuned", {"w": np.array([[np.nan, np.inf, -0.0, 3.0]], dtype=np.float32)})
+    runs = label_runs([diff(base, tuned, workers=1)])
+    files = render_figures(runs, formats=["svg"])
+    assert {name.partition(".")[0] for name in files} == {"headline", "change-rate"}
+    same = write_checkpoint("same", {"w": np.array([[1.0, 2.0, 0.0, 3.0]], dtype=np.float32)})
+    files = render_figures(label_runs([diff(base, same, workers=1)]), formats=["svg"])
+    assert {name.partition(".")[0] for name in files} == {"headline", "change-rate"}
+
+
+def test_pairs_of_several_dtypes_have_a_line_or_panel_for_each(write_checkpoint) -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(40, 50)).astype(np.float32)
+    codes = rng.integers(0x3C00, 0x3F00, size=(40, 50)).astype(np.uint16)
+    base = write_checkpoint("base", {"a.weight": wide, "b.weight": codes})
+    tuned = write_checkpoint("tuned", {"a.weight": wide * np.float32(1.001), "b.weight": codes + 1})
+    runs = label_runs([diff(base, tuned, workers=1)])
+    with house_style():
+        rates, ulps = draw_change_rate(runs, width=6.75), draw_ulps(runs, width=6.75)
+    labels = rates.axes[0].get_legend_handles_labels()[1]
+    assert {"changed, native (fp32)", "changed, native (bf16)", "changed, served (bf16)"} <= set(labels)
+    assert len({line.get_color() for line in rates.axes[0].lines}) == 3
+    assert len(ulps.axes) == len(runs[0].report.precision) == 3
+
+
 def test_an_unknown_figure_lists_the_known_ones(bf16) -> None:
     with pytest.raises(UsageError, match="unknown: pie\n  expected: of headline, change-rate"):
         render_figures(label_runs([bf16]), names=["pie"])
