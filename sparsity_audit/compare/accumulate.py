@@ -117,7 +117,9 @@ class Accumulator:
 
     def view_tally(self) -> ViewTally:
         """The counts as an immutable tally."""
-        strata, columns = np.nonzero(self.cells)
+        held = np.flatnonzero(self.strata)  # few of many thousand rows: no other has a cell
+        rows, columns = np.nonzero(self.cells[held])
+        strata = held[rows]
         return ViewTally(
             entries=self.entries,
             changed={c.key: int(n) for c, n in zip(self.spec.criteria, self.changed, strict=True)},

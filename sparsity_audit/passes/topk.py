@@ -6,8 +6,9 @@ position), never by position alone, which would make two runs agree where they d
 
 Method: radix selection. An entry's key is (|Δ| code, 63 bits, descending; hash, 64 bits, ascending). Each
 histogram pass resolves one digit of the key; it stops as soon as the bin that holds the cut is small
-enough to collect. One pass collects it, and one writes bits with the exact threshold. On bf16 pairs the
-first digit (exponent and 11 mantissa bits) is nearly always the whole of |Δ|: three passes do.
+enough to collect; a group of few entries is collected at once. One pass collects it, and one writes bits
+with the exact threshold. On bf16 pairs the first digit (exponent and 11 mantissa bits) is nearly always
+the whole of |Δ|: three passes do.
 """
 
 from __future__ import annotations
@@ -110,12 +111,14 @@ def select_top(
     seeds = [_seed(pair.name, tally) for pair, tally in zip(plan.pairs, tallies, strict=True)]
     groups = [[i] for i in range(len(plan.pairs))] if criterion.per_tensor else [list(range(len(plan.pairs)))]
     selected = [PairSelection.empty(*pair.base.rows_cols) for pair in plan.pairs]
+    units_of: list[list[WorkUnit]] = [[] for _ in plan.pairs]
+    for unit in plan.units:
+        units_of[unit.pair].append(unit)
     selections = []
     base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
     try:
         for group in groups:
-            members = set(group)
-            units = [unit for unit in plan.units if unit.pair in members]
+            units = [unit for pair in group for unit in units_of[pair]]
             reader = _Reader(plan, units, seeds, view, workers, base, tuned)
             selection, cut = _select(reader, criterion, sum(plan.pairs[i].base.num_entries for i in group))
             selections.append(selection)
@@ -131,11 +134,37 @@ def select_top(
 def _select(reader: _Reader, criterion: Criterion, num_entries: int) -> tuple[TopSelection, _Cut | None]:
     asked = round(criterion.parameter * num_entries) if criterion.is_fraction else int(criterion.parameter)
     asked = max(min(asked, num_entries), min(1, num_entries))
-    counts, has_more = reader.histogram(prefix=(), digit=0)
-    eligible = int(counts.sum())
-    wanted = min(asked, eligible)
+    prefix: list[int] = []
+    if num_entries <= _COLLECT_LIMIT:
+        codes, hashes = reader.collect(())
+        eligible = len(codes)
+        wanted = remaining = min(asked, eligible)
+    else:
+        counts, has_more = reader.histogram(prefix=(), digit=0)
+        eligible = int(counts.sum())
+        wanted = min(asked, eligible)
+        prefix, remaining = _find_bin(reader, counts, has_more, wanted) if wanted else ([], 0)
+        codes, hashes = reader.collect(tuple(prefix)) if wanted else _no_keys()
     if wanted == 0:
         return _selection(criterion, asked, 0, eligible, None, 0, 0), None
+    order = np.lexsort((hashes, ~codes))
+    last = order[remaining - 1]
+    code = int(codes[last])
+    before_ties = int(np.count_nonzero(codes > codes[last]))
+    ties = (
+        int(np.count_nonzero(codes == codes[last]))
+        if len(prefix) <= _CODE_DIGITS
+        else reader.count_code(code)
+    )
+    cut = _Cut(code=code, hash=int(hashes[last]))
+    ties_selected = remaining - before_ties if len(prefix) <= _CODE_DIGITS else reader.count_before(cut)
+    return _selection(criterion, asked, wanted, eligible, code, ties, ties_selected), cut
+
+
+def _find_bin(
+    reader: _Reader, counts: np.ndarray, has_more: np.ndarray, wanted: int
+) -> tuple[list[int], int]:
+    """Prefix of the keys in the bin that holds the cut, and how many of them are selected."""
     prefix: list[int] = []
     remaining, digit = wanted, 0
     while True:
@@ -151,21 +180,8 @@ def _select(reader: _Reader, criterion: Criterion, num_entries: int) -> tuple[To
             prefix += [0] * (_CODE_DIGITS - len(prefix))  # every entry of the bin has these very bits
         digit = len(prefix)
         if inside <= _COLLECT_LIMIT or digit == len(_DIGIT_BITS):
-            break
+            return prefix, remaining
         counts, has_more = reader.histogram(prefix=tuple(prefix), digit=digit)
-    codes, hashes = reader.collect(tuple(prefix))
-    order = np.lexsort((hashes, ~codes))
-    last = order[remaining - 1]
-    code = int(codes[last])
-    before_ties = int(np.count_nonzero(codes > codes[last]))
-    ties = (
-        int(np.count_nonzero(codes == codes[last]))
-        if len(prefix) <= _CODE_DIGITS
-        else reader.count_code(code)
-    )
-    cut = _Cut(code=code, hash=int(hashes[last]))
-    ties_selected = remaining - before_ties if len(prefix) <= _CODE_DIGITS else reader.count_before(cut)
-    return _selection(criterion, asked, wanted, eligible, code, ties, ties_selected), cut
 
 
 def _selection(
@@ -218,6 +234,7 @@ class _Reader:
     def collect(self, prefix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Codes and hashes of all entries with the prefix."""
         parts = [p for _, found in self._map(lambda c, h: _with_prefix(c, h, prefix)) for p in found]
+        parts.append(_no_keys())
         return np.concatenate([c for c, _ in parts]), np.concatenate([h for _, h in parts])
 
     def count_code(self, code: int) -> int:
@@ -287,6 +304,10 @@ class _Reader:
         value, below = _digit(codes, hashes, digit)
         bins, counts = np.unique(value, return_counts=True)
         return bins, counts, np.unique(value[below != 0])
+
+
+def _no_keys() -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
 
 
 def _digit(codes: np.ndarray, hashes: np.ndarray, digit: int) -> tuple[np.ndarray, np.ndarray]:

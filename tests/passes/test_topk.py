@@ -84,6 +84,32 @@ def test_zero_and_nan_are_never_selected_and_k_is_clamped(write_checkpoint) -> N
     assert masks["w"][0, :6].tolist() == [False, False, False, True, False, True]
 
 
+@pytest.mark.parametrize("limit", [1 << 20, 2])
+def test_tensors_of_few_entries_and_none_are_selected_each_for_itself(
+    write_checkpoint, monkeypatch, limit
+) -> None:
+    monkeypatch.setattr(topk, "_COLLECT_LIMIT", limit)
+    if limit > 2:  # 32 MB of counts for each of ten thousand small tensors would take minutes
+        monkeypatch.setattr(topk._Reader, "histogram", lambda *_a, **_k: pytest.fail("a table was made"))
+    base = {"a": np.zeros((3, 2)), "b": np.zeros((0, 4)), "c": np.zeros(5), "d": np.ones(())}
+    tuned = {
+        "a": np.array([[1.0, 5.0], [0.0, 3.0], [2.0, 4.0]]),
+        "b": base["b"],
+        "c": base["c"],
+        "d": np.zeros(()),
+    }
+    sides = [{n: t.astype(np.float32) for n, t in side.items()} for side in (base, tuned)]
+    selections, counts, masks = _select(_pair(write_checkpoint, *sides), "top:3:tensor")
+    assert [(s.asked, s.eligible, s.selected, s.threshold) for s in selections] == [
+        (3, 5, 3, 3.0),
+        (0, 0, 0, None),
+        (3, 0, 0, None),
+        (1, 1, 1, 1.0),
+    ]
+    assert [part.count for part in counts] == [3, 0, 0, 1]
+    assert masks["a"][:, :2].tolist() == [[False, True], [False, True], [False, True]]
+
+
 def test_an_update_that_moved_nothing_selects_nothing(write_checkpoint) -> None:
     same = np.ones((4, 4), dtype=np.float32)
     plan = _pair(write_checkpoint, {"w": same, "v": same}, {"w": same, "v": same})
