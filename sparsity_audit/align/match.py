@@ -71,7 +71,9 @@ def _leave(linker: Linker, fusions: Fusions, ledger: Ledger) -> list[str]:
                 findings.append(_untied(named, name, rival))
                 ledger.leave(side, name, LeftoverReason.UNTIED, f"the other side stores it as {rival!r}")
             else:
-                reason, detail = fusions.why_not.get((side, name), (LeftoverReason.ONLY_HERE, ""))
+                used = ledger.scaled_by.get((side, name))
+                only = "" if used is None else f"its factors make the values of {used!r}, which are compared"
+                reason, detail = fusions.why_not.get((side, name), (LeftoverReason.ONLY_HERE, only))
                 ledger.leave(side, name, reason, detail)
     if not ledger.pairs and not ledger.skipped:
         findings.append(

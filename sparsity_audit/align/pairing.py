@@ -43,6 +43,7 @@ class Ledger:
         self.skipped: list[Skipped] = []
         self.leftovers: list[Leftover] = []
         self.findings: list[str] = []
+        self.scaled_by: dict[tuple[Side, str], str] = {}
         self._num_scaled = 0
         self._by_codes: Counter[str] = Counter()
 
@@ -169,6 +170,10 @@ class Ledger:
             )
         pair = Pair(name=name, base=base, tuned=tuned, rule=rule)
         self._num_scaled += pair.is_scaled
+        sides: tuple[tuple[Side, TensorSlice], ...] = (("base", base), ("tuned", tuned))
+        self.scaled_by |= {
+            (side, part.scale.spec.name): part.spec.name for side, part in sides if part.scale is not None
+        }
         self.pairs.append(pair)
 
     def _scales(self, base: TensorSpec, tuned: TensorSpec) -> tuple[BlockScale | str | None, ...]:

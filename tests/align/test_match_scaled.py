@@ -68,6 +68,7 @@ def test_scaled_fp8_is_compared_with_plain_values(make_catalogue):
     (pair,) = result.pairs
     assert (pair.base.scale.spec.name, pair.tuned.scale, pair.is_scaled) == ("a.weight_scale_inv", None, True)
     assert [left.name for left in result.leftovers] == ["a.weight_scale_inv"]
+    assert "make the values of 'a.weight'" in result.leftovers[0].detail
 
 
 def test_values_whose_scales_cannot_be_used_are_not_compared_with_plain_ones(make_catalogue):
