@@ -118,9 +118,8 @@ def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view:
         in_rows = np.bincount((lines * width + found).reshape(-1), minlength=block.num_rows * width)
         across = np.arange(block.num_cols) * width
         last = (block.col + block.num_cols) * width
-        columns[block.col * width : last] += np.bincount(
-            (across + found).reshape(-1), minlength=block.num_cols * width
-        )
+        found += across
+        columns[block.col * width : last] += np.bincount(found.reshape(-1), minlength=block.num_cols * width)
         pending = pending + in_rows.reshape(block.num_rows, width)
         if block.col + block.num_cols == cols:
             by_row.fold(pending)

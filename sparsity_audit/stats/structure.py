@@ -206,7 +206,7 @@ class _Part:
 
     module: str
     head: int
-    ranges: tuple[tuple[int, int], ...]
+    lines: slice
     in_rows: bool
 
 
@@ -233,7 +233,7 @@ def _parts(tensor: StructuredTensor, layout: HeadLayout) -> list[_Part] | str:
     for name in wanted:
         count, size = sizes[name]
         for head in range(count):
-            parts.append(_Part(name, head, ((start, start + size),), in_rows))
+            parts.append(_Part(name, head, slice(start, start + size), in_rows))
             start += size
     return parts
 
@@ -255,7 +255,7 @@ def _alternating(layout: HeadLayout, *, in_rows: bool) -> list[_Part] | str:
             ("k_proj", group, layout.size),
             ("v_proj", group, layout.value_size),
         ):
-            parts.append(_Part(module, head, ((start, start + size),), in_rows))
+            parts.append(_Part(module, head, slice(start, start + size), in_rows))
             start += size
     order = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
     return sorted(parts, key=lambda part: (order[part.module], part.head))
@@ -264,10 +264,9 @@ def _alternating(layout: HeadLayout, *, in_rows: bool) -> list[_Part] | str:
 def _densities(tensor: StructuredTensor, layer: str, parts: Sequence[_Part]) -> list[HeadDensity]:
     found = []
     for part in parts:
-        counts = tensor.axes.rows if part.in_rows else tensor.axes.cols
-        across = len(tensor.axes.cols if part.in_rows else tensor.axes.rows)
-        entries = across * sum(stop - start for start, stop in part.ranges)
-        changed = sum(int(counts[start:stop].sum(dtype=np.int64)) for start, stop in part.ranges)
+        counts = (tensor.axes.rows if part.in_rows else tensor.axes.cols)[part.lines]
+        entries = len(counts) * len(tensor.axes.cols if part.in_rows else tensor.axes.rows)
+        changed = int(counts.sum(dtype=np.int64))
         if entries:
             found.append(
                 HeadDensity(
