@@ -10,9 +10,26 @@ from collections.abc import Sequence
 
 from sparsity_audit.report.page_table import MAX_ROWS, Table, cut_note, natural, share_of, view_label
 from sparsity_audit.report.schema import DiffReport
+from sparsity_audit.report.spectral_rows import (
+    OVERLAP_HEAD,
+    SPECTRAL_HEAD,
+    overlap_rows,
+    refusal_lines,
+    spectral_rows,
+)
+from sparsity_audit.report.structure import STRIPE_HEAD, stripe_rows
 from sparsity_audit.stats.rollup import Rollup
 
-__all__ = ["accounts_table", "decay_table", "losses_table", "provenance", "rollup_tables", "top_table"]
+__all__ = [
+    "accounts_table",
+    "decay_table",
+    "losses_table",
+    "provenance",
+    "rollup_tables",
+    "spectral_tables",
+    "stripes_table",
+    "top_table",
+]
 
 
 def accounts_table(report: DiffReport) -> Table:
@@ -133,6 +150,45 @@ def decay_table(report: DiffReport) -> Table | None:
         words=(1,),
         more=cut_note(len(tested)),
     )
+
+
+def stripes_table(report: DiffReport) -> Table | None:
+    """Stripe scores beside what magnitudes give, most uneven first."""
+    found = report.structure
+    if found is None or not found.stripes:
+        return None
+    return Table(
+        title=f"Variance of row and column densities ÷ that of independent entries, beside what magnitudes "
+        f"give ({found.criterion}, {found.view}; most uneven of {len(found.stripes):,})",
+        head=tuple(STRIPE_HEAD),
+        rows=tuple(tuple(row) for row in stripe_rows(found)),
+        more=found.stripes_note,
+    )
+
+
+def spectral_tables(report: DiffReport) -> tuple[Table, ...]:
+    """Spectra of the update beside random references, and what was refused."""
+    if not report.spectral:
+        return ()
+    spectra, overlaps = spectral_rows(report.spectral), overlap_rows(report.spectral)
+    refused = "; ".join(refusal_lines(report.spectral))
+    tables = (
+        Table(
+            title="Spectrum of the update, beside its entries in random places (mean ± sd)",
+            head=tuple(SPECTRAL_HEAD),
+            rows=tuple(tuple(row) for row in spectra[:MAX_ROWS]),
+            more=" ".join(
+                text for text in (cut_note(len(spectra)), refused and f"No spectrum of {refused}.") if text
+            ),
+        ),
+        Table(
+            title=f"Changed entries ({report.spectral[0].criterion}) that lie in masks made from the base",
+            head=tuple(OVERLAP_HEAD),
+            rows=tuple(tuple(row) for row in overlaps[:MAX_ROWS]),
+            more=cut_note(len(overlaps)),
+        ),
+    )
+    return tuple(table for table in tables if table.rows or table.more)
 
 
 def top_table(report: DiffReport) -> Table | None:
