@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -171,6 +172,10 @@ def test_eviction_never_removes_what_was_cached_before(hub, run, three_pairs, tm
     hub.repos["org/fork"].branches = {"main": three_pairs["org/tuned0"]}
     assert run("inspect", "org/fork").returncode == 0
     kept = {before, f"org/fork@{three_pairs['org/tuned0']}"}
+    for number in range(8):  # which repository a commit is found in first is up to a set's order
+        folder = tmp_path / "hf" / "hub"
+        shutil.copytree(folder / "models--org--fork", folder / f"models--org--fork{number}", symlinks=True)
+        kept.add(f"org/fork{number}@{three_pairs['org/tuned0']}")
     assert cached(tmp_path) == kept
     old = hub.repos["org/tuned1"].branches["main"]
     assert run("inspect", "org/tuned1").returncode == 0
