@@ -134,7 +134,7 @@ def diff(
 ) -> Sample:
     """One quiet diff; an older mask is removed before the clock starts."""
     args: list[str | Path] = ["diff", *pair.sides, "--stats", stats, "--kernel", kernel, "--device", "cpu"]
-    args += ["--workers", str(workers), "--format", "quiet"]
+    args += ["--workers", str(workers), "--format", "quiet", "--structure", "off"]
     if mask is not None:
         shutil.rmtree(mask, ignore_errors=True)
         args += ["--mask", mask]

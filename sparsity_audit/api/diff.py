@@ -19,8 +19,8 @@ from sparsity_audit.align.match import match
 from sparsity_audit.align.records import Alignment
 from sparsity_audit.api.gates import Expectations, judge
 from sparsity_audit.api.presets import apply_preset, preset_criteria
+from sparsity_audit.api.sides import open_sides
 from sparsity_audit.api.structure import StructureChoice, count_nulls, verify_choice
-from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.dispatch import KernelName, load_kernel, resolve_device
@@ -60,8 +60,8 @@ class _Prepared:
 
 
 def plan_diff(
-    base: str | Path,
-    tuned: str | Path,
+    base: str | Path | Catalogue,
+    tuned: str | Path | Catalogue,
     *,
     criteria: Sequence[Criterion | str] = (),
     view: View | str = View.NATIVE,
@@ -94,8 +94,8 @@ def plan_diff(
 
 
 def diff(
-    base: str | Path,
-    tuned: str | Path,
+    base: str | Path | Catalogue,
+    tuned: str | Path | Catalogue,
     *,
     criteria: Sequence[Criterion | str] = (),
     view: View | str = View.NATIVE,
@@ -123,7 +123,7 @@ def diff(
     """Compare two checkpoints entry by entry.
 
     Args:
-        base: Directory, file or Hub reference of the base.
+        base: Directory, file or Hub reference of the base, or a catalogue opened before.
         tuned: The same for the tuned side.
         criteria: Criteria beside `bitwise`, `value`, `atol:1e-5`, `rel:1e-3`; the first one decides the
             mask, row and column counts and the sparsity gates (default `value`).
@@ -217,8 +217,8 @@ def diff(
 
 
 def _prepare(
-    base: str | Path,
-    tuned: str | Path,
+    base: str | Path | Catalogue,
+    tuned: str | Path | Catalogue,
     *,
     criteria: Sequence[Criterion | str],
     view: View | str,
@@ -229,15 +229,11 @@ def _prepare(
     asked = [c if isinstance(c, Criterion) else Criterion.parse(c) for c in criteria]
     counted = _counted(criteria, stats)
     chosen = asked[0] if asked else Criterion.parse("value")
-    sides = open_checkpoint(base), open_checkpoint(tuned)
-    if sides[0].resolved == sides[1].resolved:
-        raise UsageError(
-            str(tuned), "base and tuned are the same checkpoint", expected="two different ones, BASE first"
-        )
+    sides = open_sides(base, tuned)
     alignment = match(*sides, maps=tuple(maps))
     if not alignment.pairs:
         raise AlignmentError(
-            f"{base} and {tuned}",
+            f"{sides[0].reference} and {sides[1].reference}",
             f"no tensor of {len(sides[0].tensors)} and {len(sides[1].tensors)} can be compared",
             remedy="check that both are the same architecture; rename with --map REGEX=REPL",
         )

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import click
 
+from sparsity_audit.api.sides import open_sides
 from sparsity_audit.cli.options import (
     CRITERION,
     MAP_RULE,
@@ -27,6 +28,8 @@ from sparsity_audit.cli.pairs_options import (
 from sparsity_audit.types import View
 
 __all__ = ["diff"]
+
+_FRACTION = click.FloatRange(0, 1)
 
 
 @click.command()
@@ -100,8 +103,8 @@ __all__ = ["diff"]
 )
 @click.option("--expect-frozen", multiple=True, metavar="GLOB", help="Fail unless these are bit-identical.")
 @click.option("--expect-changed", multiple=True, metavar="GLOB", help="Fail unless each of these changed.")
-@click.option("--min-sparsity", type=float, help="Fail below this update sparsity (0 … 1).")
-@click.option("--max-sparsity", type=float, help="Fail above this update sparsity (0 … 1).")
+@click.option("--min-sparsity", type=_FRACTION, help="Fail below this update sparsity (0 … 1).")
+@click.option("--max-sparsity", type=_FRACTION, help="Fail above this update sparsity (0 … 1).")
 @click.option(
     "--fail-on-leftover", is_flag=True, help="Fail when a tensor has no counterpart or cannot be compared."
 )
@@ -145,6 +148,7 @@ def diff(ctx: click.Context, *, output_format: str, as_json: bool, dry_run: bool
     if options["pairs"] is not None:
         return run_pairs(ctx, options, output_format=output_format, dry_run=dry_run)
     loggers, project = take_one_pair(ctx, options)
+    options["base"], options["tuned"] = open_sides(options["base"], options["tuned"])
     if dry_run:
         return _dry_run(options, output_format)
     from sparsity_audit.api.diff import diff as run

@@ -68,7 +68,7 @@ def test_a_failed_expectation_is_exit_1_with_the_reason_on_stderr(pair) -> None:
         (("diff", "a"), "Missing argument 'TUNED'"),
         (("diff", "a", "b", "--criterion", "abs:1"), "bitwise, value, atol:X"),
         (("diff", "a", "b", "--map", "nonsense"), "REGEX=REPL"),
-        (("diff", "a", "b", "--min-sparsity", "95"), "not a fraction"),
+        (("diff", "a", "b", "--min-sparsity", "95"), "0<=x<=1"),
         (("diff", "a", "b", "--config", "missing.yaml"), "missing.yaml"),
     ],
 )
