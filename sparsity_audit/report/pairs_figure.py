@@ -113,8 +113,17 @@ def _legend(axes: Axes, rows: Sequence[PairRow], kinds: Sequence[str]) -> None:
         if kind in used
     ]
     if any(row.expected is not None for row in rows):
-        open_diamond = {"marker": "D", "markerfacecolor": "none", "markeredgecolor": INK}
-        handles.append(Line2D([], [], linestyle="", label="expected ± tolerance", **open_diamond))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                label="expected ± tolerance",
+                marker="D",
+                markerfacecolor="none",
+                markeredgecolor=INK,
+            )
+        )
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, len(handles)))
 
 
