@@ -15,6 +15,7 @@ import numpy as np
 
 from sparsity_audit.report.schema import DiffReport, TensorRecord
 from sparsity_audit.stats.rollup import ViewSummary
+from sparsity_audit.stats.stripes import line_score
 from sparsity_audit.types import View
 
 __all__ = ["MAX_MAPS", "AxisMap", "axis_criterion", "axis_maps", "page_data", "script_json"]
@@ -36,9 +37,9 @@ class AxisMap:
         cols: The same for columns.
         num_rows: Rows; bin b of B holds rows ⌊b·n/B⌋ to ⌊(b+1)·n/B⌋ − 1.
         num_cols: Columns, binned alike.
-        row_dispersion: Variance of the row counts ÷ that of independent entries; None without changes, or
+        row_score: Stripe score of the rows, 1 on average for independent entries; None without changes, or
             where everything changed.
-        col_dispersion: The same for columns.
+        col_score: The same for columns.
     """
 
     index: int
@@ -47,13 +48,13 @@ class AxisMap:
     cols: tuple[int, ...]
     num_rows: int
     num_cols: int
-    row_dispersion: float | None
-    col_dispersion: float | None
+    row_score: float | None
+    col_score: float | None
 
 
 def axis_criterion(report: DiffReport) -> str:
-    """The criterion that row and column counts follow; `value` where the mask holds largest movements."""
-    return "value" if report.mask_criterion.startswith("top") else report.mask_criterion
+    """The criterion that row and column counts follow."""
+    return report.mask_criterion if report.structure is None else report.structure.criterion
 
 
 def axis_maps(report: DiffReport, axes: Mapping[str, np.ndarray]) -> tuple[AxisMap, ...]:
@@ -68,8 +69,8 @@ def axis_maps(report: DiffReport, axes: Mapping[str, np.ndarray]) -> tuple[AxisM
         rows, cols = axes.get(f"{tensor.name}.rows"), axes.get(f"{tensor.name}.cols")
         if rows is None or cols is None or min(len(rows), len(cols)) < 2:
             continue
-        row_dispersion = _dispersion(rows, len(cols))
-        if row_dispersion is None:
+        row_score = line_score(rows, len(cols))
+        if row_score is None:
             continue
         maps.append(
             AxisMap(
@@ -79,18 +80,12 @@ def axis_maps(report: DiffReport, axes: Mapping[str, np.ndarray]) -> tuple[AxisM
                 cols=_binned(cols),
                 num_rows=len(rows),
                 num_cols=len(cols),
-                row_dispersion=row_dispersion,
-                col_dispersion=_dispersion(cols, len(rows)),
+                row_score=row_score,
+                col_score=line_score(cols, len(rows)),
             )
         )
-    maps.sort(key=lambda found: (-(found.row_dispersion or 0), found.index))
+    maps.sort(key=lambda found: (-(found.row_score or 0), found.index))
     return tuple(maps[:MAX_MAPS])
-
-
-def _dispersion(counts: np.ndarray, num_across: int) -> float | None:
-    mean = float(np.mean(counts))
-    expected = mean * (1 - mean / num_across)
-    return float(np.var(counts.astype(np.float64))) / expected if expected > 0 else None
 
 
 def _binned(counts: np.ndarray) -> tuple[int, ...]:
@@ -137,7 +132,7 @@ def page_data(report: DiffReport, maps: Sequence[AxisMap]) -> dict[str, Any]:
                 "rows": found.rows,
                 "cols": found.cols,
                 "n": [found.num_rows, found.num_cols],
-                "d": [found.row_dispersion, found.col_dispersion],
+                "d": [found.row_score, found.col_score],
             }
             for found in maps
         ],

@@ -204,7 +204,7 @@ def top_table(report: DiffReport) -> Table | None:
             "eligible",
             "smallest |Δ| selected",
             "ties at the cut",
-            "selected",
+            "of these selected",
         ),
         rows=tuple(
             (

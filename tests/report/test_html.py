@@ -17,7 +17,7 @@ import pytest
 
 import sparsity_audit
 from sparsity_audit.report.html import render_html
-from sparsity_audit.report.page_data import axis_maps, script_json
+from sparsity_audit.report.page_data import axis_criterion, axis_maps, script_json
 from sparsity_audit.report.schema import DiffReport, LeftoverRecord, TolerancePoint, from_json, to_json
 from sparsity_audit.report.svg_charts import delta_bins, tolerance_chart, tolerance_steps, ulp_chart
 from sparsity_audit.types import View
@@ -206,12 +206,34 @@ def test_maps_hold_the_counts_of_the_record(narrow) -> None:
     report, axes, _ = narrow
     maps = axis_maps(report, axes)
     assert maps
-    dispersions = [found.row_dispersion or 0 for found in maps]
-    assert dispersions == sorted(dispersions, reverse=True)
+    scores = [found.row_score or 0 for found in maps]
+    assert scores == sorted(scores, reverse=True)
     for found in maps:
         tensor = report.tensors[found.index]
         changed = next(c.changed for c in tensor.summary.native.counts if c.criterion == "value")
         assert sum(found.rows) == sum(found.cols) == changed
+
+
+def test_maps_name_the_criterion_that_their_counts_follow(addition, tmp_path) -> None:
+    from safetensors.numpy import load_file
+
+    report = sparsity_audit.diff(
+        addition / "base-bf16",
+        addition / "grpo-bf16-seed0",
+        output=tmp_path / "out",
+        criteria=["top:1%"],
+        kernel="numpy",
+        workers=1,
+    )
+    axes = load_file(tmp_path / "out" / "axis_counts.safetensors")
+    criterion = axis_criterion(report)
+    assert f"Changed share ({criterion}, native view)" in render_html(report, axes=axes).decode()
+    for found in axis_maps(report, axes):
+        counts = report.tensors[found.index].summary.native.counts
+        assert sum(found.rows) == next(c.changed for c in counts if c.criterion == criterion)
+        assert report.structure is not None
+        stripes = next(s for s in report.structure.stripes if s.name == found.name)
+        assert (found.row_score, found.col_score) == (stripes.rows.observed, stripes.cols.observed)
 
 
 def test_bins_of_a_long_axis_cover_every_row_once(narrow) -> None:

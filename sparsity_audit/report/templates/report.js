@@ -258,8 +258,8 @@
     const whole = map.rows.reduce((a, b) => a + b, 0);
     box.append(make("p", { class: "quiet" }, count(whole) + " of " + count(rows * cols) + " changed (" + share(whole, rows * cols) +
       "); colours from " + Math.round(100 * low) + " % to " + Math.round(100 * high) + " %"));
-    box.append(make("p", {}, count(rows) + " rows, dispersion " + number(map.d[0])), strip("rows", map.rows, rows, cols, low, high));
-    box.append(make("p", {}, count(cols) + " columns, dispersion " + number(map.d[1])), strip("columns", map.cols, cols, rows, low, high));
+    box.append(make("p", {}, count(rows) + " rows, stripe score " + number(map.d[0])), strip("rows", map.rows, rows, cols, low, high));
+    box.append(make("p", {}, count(cols) + " columns, stripe score " + number(map.d[1])), strip("columns", map.cols, cols, rows, low, high));
     return box;
   };
 
