@@ -27,7 +27,9 @@ class BitCollector:
         mask[first_row : first_row + len(bits), first_col : first_col + wide.shape[1]] |= wide
 
 
-def plan_of(base: Path, tuned: Path, *, unit_bytes: int = 1 << 26, view: View = View.NATIVE, mask: str = "value") -> Plan:
+def plan_of(
+    base: Path, tuned: Path, *, unit_bytes: int = 1 << 26, view: View = View.NATIVE, mask: str = "value"
+) -> Plan:
     sides = open_checkpoint(base), open_checkpoint(tuned)
     alignment = match(*sides)
     criteria = default_criteria((Criterion.parse(mask),))

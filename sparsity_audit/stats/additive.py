@@ -2,7 +2,7 @@
 
 Contract: pure. A *grid* is a matrix of cells; rows and columns that are alike may share one line of cells,
 whose weight says how many they are. Cells are visited in row blocks in a fixed order, so that sums
-depend on nothing but the grid. What is held per cell: 4 bytes of weight, and the stratum numbers if there are any.
+depend on nothing but the grid. Held per cell: 4 bytes of weight, and the stratum numbers if there are any.
 
 Effects are defined up to constants that move between rows, columns and strata; sums of the three are not.
 """

@@ -8,7 +8,7 @@ changed or all unchanged are fixed at p = 1 or 0, also where that follows only o
 
 *Mean* of the intersection: Σ p q. *Variance* given the margins of both masks, which were fitted and so do not
 vary: Σ p(1−p) q(1−q) + Σ p(1−p) q⊥² + Σ q(1−q) p⊥², q⊥ the residual of q after a p(1−p)-weighted regression
-on row, column (and stratum) effects, p⊥ likewise. Σ pq(1 − pq), which holds for unknown margins, is too large.
+on row, column (and stratum) effects, p⊥ likewise. Σ pq(1 − pq), which forgets the margins, is too large.
 
 Vectors have no rows and columns: with one entry a line the null repeats the mask, mean |A∩B| and variance 0.
 Callers treat them as `per-tensor` (`row-column`) or `magnitude` (`row-column-magnitude`).
