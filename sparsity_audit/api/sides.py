@@ -23,10 +23,18 @@ def open_sides(base: str | Path | Catalogue, tuned: str | Path | Catalogue) -> t
         SparsityAuditError: As `open_checkpoint` raises it.
     """
     sides = [side if isinstance(side, Catalogue) else open_checkpoint(side) for side in (base, tuned)]
-    if sides[0].resolved == sides[1].resolved:
+    if _is_one_checkpoint(*sides):
         raise UsageError(
             sides[1].reference,
             "base and tuned are the same checkpoint",
             expected="two different ones, BASE first",
         )
     return sides[0], sides[1]
+
+
+def _is_one_checkpoint(base: Catalogue, tuned: Catalogue) -> bool:
+    """Whether both sides are one place; two Hub revisions may share files and are two checkpoints."""
+    if any(side.resolved.startswith("hf://") for side in (base, tuned)):
+        return base.resolved == tuned.resolved
+    files = [{file.path.resolve() for file in side.files} for side in (base, tuned)]
+    return files[0] == files[1]

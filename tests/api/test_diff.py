@@ -229,6 +229,11 @@ def test_identical_paths_are_refused(addition) -> None:
         diff(addition / "base-bf16", f"{addition}/../addition/base-bf16")
 
 
+def test_a_directory_and_its_own_file_are_the_same_checkpoint(addition) -> None:
+    with pytest.raises(UsageError, match="same checkpoint"):
+        diff(addition / "base-bf16", addition / "base-bf16" / "model.safetensors")
+
+
 def test_checkpoints_without_a_common_tensor_are_refused(write_checkpoint) -> None:
     one = write_checkpoint("one", {"a": np.zeros((2, 2), dtype=np.float32)})
     two = write_checkpoint("two", {"b": np.zeros((2, 3), dtype=np.float32)})
