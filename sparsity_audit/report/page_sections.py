@@ -177,6 +177,7 @@ def spectral_tables(report: DiffReport) -> tuple[Table, ...]:
             title="Spectrum of the update, beside its entries in random places (mean ± sd)",
             head=tuple(SPECTRAL_HEAD),
             rows=tuple(tuple(row) for row in spectra[:MAX_ROWS]),
+            words=(1,),
             more=" ".join(
                 text for text in (cut_note(len(spectra)), refused and f"No spectrum of {refused}.") if text
             ),
@@ -185,6 +186,7 @@ def spectral_tables(report: DiffReport) -> tuple[Table, ...]:
             title=f"Changed entries ({report.spectral[0].criterion}) that lie in masks made from the base",
             head=tuple(OVERLAP_HEAD),
             rows=tuple(tuple(row) for row in overlaps[:MAX_ROWS]),
+            words=(1,),
             more=cut_note(len(overlaps)),
         ),
     )
