@@ -32,6 +32,7 @@ from sparsity_audit.stats.tally import Tally
 __all__ = ["BitSink", "OpenFiles", "descaler", "in_threads", "read_blocks", "read_values", "run_plan"]
 
 _Result = TypeVar("_Result")
+_Unit = TypeVar("_Unit")
 
 
 class BitSink(Protocol):
@@ -157,8 +158,8 @@ def _results(
 
 
 def in_threads(
-    work: Callable[[WorkUnit], _Result], units: Iterable[WorkUnit], *, workers: int
-) -> Generator[tuple[WorkUnit, _Result], None, None]:
+    work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, workers: int
+) -> Generator[tuple[_Unit, _Result], None, None]:
     """Results as they finish; at most two units a worker are queued, so that an error stops soon."""
     if workers == 1:
         for unit in units:
@@ -166,7 +167,7 @@ def in_threads(
         return
     queue = iter(units)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="compare") as pool:
-        running: dict[Future[_Result], WorkUnit] = {}
+        running: dict[Future[_Result], _Unit] = {}
         try:
             while True:
                 while len(running) < 2 * workers and (unit := next(queue, None)) is not None:

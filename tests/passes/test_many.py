@@ -1,0 +1,187 @@
+"""Counts of many masks in one pass, against a slow reference."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsity_audit import diff
+from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.errors import MaskError
+from sparsity_audit.masks.bitmask import pack_bits
+from sparsity_audit.masks.container import MaskWriter
+from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.masks.reader import MaskReader, open_mask
+from sparsity_audit.masks.sampling import OUTSIDE
+from sparsity_audit.passes.base_strata import StrataGrouping
+from sparsity_audit.passes.many import count_overlaps
+from sparsity_audit.stats.overlap import StratumTable
+
+FIELDS = ("strata", "entries", "changed", "both", "core")
+
+
+class _Groups:
+    """Groups of whole tensors, cut into blocks."""
+
+    def __init__(self, groups: dict[str, np.ndarray]) -> None:
+        self._groups = groups
+
+    def num_groups(self, name: str) -> int:
+        return int(self._groups[name].max(initial=0)) + 1
+
+    def groups(self, name, block) -> np.ndarray:
+        flat = self._groups[name].reshape(-1)
+        return flat[block.first_entry : block.first_entry + block.num_entries].astype(np.int16)
+
+    def selected(self, name, block) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], tensors: dict[str, MaskTensor]):
+    with MaskWriter(folder, list(tensors.values()), MaskMetadata(criterion="value", view="native")) as writer:
+        for name, bits in arrays.items():
+            if bits.size:
+                writer.write_bits(name, 0, pack_bits(bits))
+        writer.finish()
+    return open_mask(folder)
+
+
+def _same(found: StratumTable, expected: StratumTable) -> None:
+    found.check()
+    assert found.tensor == expected.tensor
+    for field in FIELDS:
+        assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    runs=st.integers(2, 5),
+    shapes=st.lists(
+        st.sampled_from([(7, 13), (3, 200), (1, 500), (90,), (2, 3, 17), ()]), min_size=1, max_size=3
+    ),
+    num_strata=st.integers(0, 9),
+    block_bytes=st.sampled_from([1, 8, 16, 40, 1 << 15]),
+    workers=st.sampled_from([1, 3]),
+)
+def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split(
+    seed, runs, shapes, num_strata, block_bytes, workers
+) -> None:
+    rng = np.random.default_rng(seed)
+    names = [f"t{i}" for i in range(len(shapes))]
+    tensors, inside = {}, {}
+    for name, shape in zip(names, shapes, strict=True):
+        length = shape[0] if shape else 1
+        start = int(rng.integers(0, length))
+        compared = ((start, length),) if rng.random() < 0.5 else ((0, length),)
+        tensors[name] = MaskTensor(name=name, shape=shape, compared=compared)
+        flags = np.zeros(max(tensors[name].num_entries, 1), dtype=bool)
+        for first, stop in tensors[name].entry_ranges:
+            flags[first:stop] = True
+        inside[name] = flags.reshape(shape)
+    bits = [
+        {n: (rng.random(s) < rng.random()) & inside[n] for n, s in zip(names, shapes, strict=True)}
+        for _ in range(runs)
+    ]
+    groups = {n: rng.integers(0, max(num_strata, 1), s) for n, s in zip(names, shapes, strict=True)}
+    with tempfile.TemporaryDirectory() as folder:
+        masks = [_write(Path(folder) / str(r), arrays, tensors) for r, arrays in enumerate(bits)]
+        grouping = _Groups(groups) if num_strata else None
+        found = count_overlaps(masks, tensors, grouping=grouping, block_bytes=block_bytes, workers=workers)
+    for table, name in zip(found, names, strict=True):
+        chosen = np.asarray(inside[name]).reshape(-1)
+        expected = StratumTable.from_masks(
+            name,
+            np.asarray(groups[name]).reshape(-1)[chosen],
+            [np.asarray(arrays[name]).reshape(-1)[chosen] for arrays in bits],
+        )
+        _same(table, expected)
+
+
+def test_a_tensor_without_entries_and_one_that_is_not_compared_have_no_strata(tmp_path) -> None:
+    tensors = {
+        "empty": MaskTensor.whole("empty", (0, 4)),
+        "apart": MaskTensor(name="apart", shape=(3, 3), compared=()),
+    }
+    arrays = {"empty": np.zeros((0, 4), dtype=bool), "apart": np.zeros((3, 3), dtype=bool)}
+    masks = [_write(tmp_path / str(r), arrays, tensors) for r in range(2)]
+    for grouping in (None, _Groups({name: np.zeros(a.shape) for name, a in arrays.items()})):
+        for table in count_overlaps(masks, tensors, grouping=grouping):
+            assert table.entries.size == 0
+            table.check()
+
+
+def test_entries_without_a_group_are_not_counted(tmp_path) -> None:
+    tensors = {"w": MaskTensor.whole("w", (2, 70))}
+    groups = np.where(np.arange(140).reshape(2, 70) % 3 == 0, OUTSIDE, 5)
+    masks = [_write(tmp_path / str(r), {"w": np.ones((2, 70), dtype=bool)}, tensors) for r in range(2)]
+    (table,) = count_overlaps(masks, tensors, grouping=_Groups({"w": groups}))
+    assert table.strata.tolist() == [5]
+    assert table.entries.tolist() == table.both[0, 1].tolist() == [int((groups == 5).sum())]
+
+
+def test_entries_done_are_reported_to_the_last_one(tmp_path) -> None:
+    tensors = {"w": MaskTensor.whole("w", (40, 70)), "v": MaskTensor.whole("v", (5,))}
+    arrays = {"w": np.ones((40, 70), dtype=bool), "v": np.zeros(5, dtype=bool)}
+    masks = [_write(tmp_path / str(r), arrays, tensors) for r in range(2)]
+    done: list[int] = []
+    count_overlaps(masks, tensors, block_bytes=9, on_entries=done.append)
+    assert sum(done) == 2805
+    assert len(done) > 1
+
+
+def test_a_damaged_mask_is_refused_in_every_worker(tmp_path) -> None:
+    tensors = {"w": MaskTensor.whole("w", (8, 9))}
+    masks = [_write(tmp_path / str(r), {"w": np.zeros((8, 9), dtype=bool)}, tensors) for r in range(2)]
+    (shard,) = (tmp_path / "1").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] = 0x80
+    shard.write_bytes(bytes(data))
+    with pytest.raises(MaskError, match="beyond the last column"):
+        count_overlaps([masks[0], open_mask(tmp_path / "1")], tensors, workers=2)
+
+
+@pytest.mark.parametrize(("view", "base"), [("native", "base-bf16"), ("served", "base-fp32")])
+def test_strata_of_real_runs_are_those_of_the_base_in_the_masks_view(addition, tmp_path, view, base) -> None:
+    kind = base.removeprefix("base-")
+    for seed in (0, 1):
+        run = addition / f"grpo-{kind}-seed{seed}"
+        diff(addition / base, run, stats="counts", view=view, mask=tmp_path / f"m{seed}")
+    masks = [open_mask(tmp_path / f"m{seed}") for seed in (0, 1)]
+    with MaskReader(masks[0]) as like:
+        grouping = StrataGrouping(like, open_checkpoint(addition / base))
+        found = count_overlaps(masks, masks[0].tensors, grouping=grouping, workers=2)
+        grouping.close()
+    codes = _codes_as_bf16(addition / base)
+    with MaskReader(masks[0]) as first, MaskReader(masks[1]) as second:
+        for table in found:
+            bits = [_bool(reader, table.tensor) for reader in (first, second)]
+            strata = 2 * ((codes[table.tensor] >> 7) & 255).astype(np.int64) + (
+                (codes[table.tensor] & 127) == 0
+            )
+            _same(table, StratumTable.from_masks(table.tensor, strata, bits))
+
+
+def _codes_as_bf16(folder: Path) -> dict[str, np.ndarray]:
+    import torch
+    from safetensors.torch import load_file
+
+    (path,) = folder.glob("*.safetensors")
+    return {
+        name: tensor.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+        for name, tensor in load_file(path).items()
+    }
+
+
+def _bool(reader: MaskReader, name: str) -> np.ndarray:
+    from sparsity_audit.masks.bitmask import unpack_bits
+
+    return unpack_bits(reader.read_packed(name), reader.tensors[name].shape)
