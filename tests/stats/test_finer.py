@@ -1,0 +1,63 @@
+"""Finer strata: the quantile rule on ties and edges, known answers, what a convergence row says."""
+
+import numpy as np
+import pytest
+from addition_runs import load, strata_of, values
+
+from sparsity_audit.stats.finer import convergence, quantile_edges, quantile_strata
+from sparsity_audit.stats.overlap import StratumTable, pair_overlap
+
+
+def test_equal_values_share_a_stratum_and_an_edge_belongs_below():
+    edges = np.array([1.0, 2.0])
+    found = quantile_strata(np.array([0.0, 1.0, 1.5, 2.0, 2.5, np.inf, np.nan]), edges)
+    assert found.tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_edges_are_quantiles_of_the_numbers():
+    assert quantile_edges(np.arange(5.0), 4).tolist() == [1.0, 2.0, 3.0]
+    assert quantile_edges(np.array([np.nan, 0.0, 2.0]), 2).tolist() == [1.0]
+    assert quantile_edges(np.zeros(0), 3).tolist() == [0.0, 0.0]
+    assert quantile_edges(np.ones(7), 1).size == 0
+
+
+@pytest.fixture(scope="module")
+def runs():
+    base = load("base-bf16")
+    tuned = [load(f"grpo-bf16-lr1e-4-seed{seed}") for seed in (0, 1)]
+    return {t: (codes, [values(run[t]) != values(codes) for run in tuned]) for t, codes in base.items()}
+
+
+# Known answers of tests/data/addition/README.md.
+@pytest.mark.parametrize(("count", "jaccard"), [(20, 0.8417), (100, 0.9018), (400, 0.9151)])
+def test_known_answers_of_quantile_strata(runs, count, jaccard):
+    tables = []
+    for tensor, (codes, masks) in runs.items():
+        magnitudes = np.abs(values(codes)).astype(np.float64)
+        strata = quantile_strata(magnitudes, quantile_edges(magnitudes, count))
+        tables.append(StratumTable.from_masks(tensor, strata, masks))
+    assert round(pair_overlap(tables, 0, 1).nulls["magnitude"].jaccard, 4) == jaccard
+
+
+def test_a_convergence_table_shows_what_finer_strata_cost(runs):
+    schemes = {
+        "exponent and power of two": [
+            StratumTable.from_masks(t, strata_of(c), m) for t, (c, m) in runs.items()
+        ],
+        "one entry": [StratumTable.from_masks(t, np.arange(c.size), m) for t, (c, m) in runs.items()],
+    }
+    schemes = {"tensor": [t.coarsen(np.zeros_like) for t in schemes["one entry"]], **schemes}
+    rows = convergence(schemes)
+    assert [row.scheme for row in rows] == list(schemes)
+    assert [round(row.jaccard, 3) for row in rows] == [0.118, 0.916, 0.922]
+    assert rows[0].in_small_strata == 0
+    assert (rows[2].num_strata, rows[2].median_entries, rows[2].in_small_strata) == (148_928, 1, 1.0)
+    assert (rows[2].excess_share, rows[2].z) == (0.0, None)
+    assert rows[0].num_strata == len(runs)
+    assert rows[0].median_entries > rows[1].median_entries > 1
+
+
+def test_no_entries_make_an_empty_row():
+    table = StratumTable.from_masks("t", np.zeros(0, int), [np.zeros(0, bool)] * 2)
+    (row,) = convergence({"s": [table]})
+    assert (row.num_strata, row.median_entries, row.in_small_strata, row.jaccard) == (0, 0, 0.0, None)
