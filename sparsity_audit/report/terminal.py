@@ -22,7 +22,7 @@ from sparsity_audit.report.spectral_rows import (
 from sparsity_audit.report.structure import STRIPE_HEAD, stripe_rows
 from sparsity_audit.report.tables import headline_rows, rollup_row, share_text, shown_view
 from sparsity_audit.stats.precision import ExponentRate
-from sparsity_audit.types import DType, View
+from sparsity_audit.types import View
 
 __all__ = ["print_plan", "print_report"]
 
@@ -140,19 +140,19 @@ def _print_rollups(console: Console, report: DiffReport) -> None:
 
 
 def _print_rates(console: Console, report: DiffReport) -> None:
-    """Change rate by magnitude; for pairs with a served view both views stand on one line."""
+    """Change rate by magnitude; both views on one line where the served view is of the very same tensors."""
     served = next((r for r in report.precision if r.view is View.SERVED), None)
     for record in report.precision:
         if record.view is View.SERVED:
             continue
-        is_wide = served is not None and record.dtype is not DType.BF16
+        has_both = served is not None and served.num_tensors == record.num_tensors
         shown = _condense(record.rates, record.entries)
         head = ["|w_base|", "entries", "changed (value)", "of these by 1 ULP"]
         rows = [
             [name, f"{entries:,}", share_text(changed, entries), share_text(one_ulp, changed)]
             for name, _, entries, changed, one_ulp in shown
         ]
-        if is_wide and served is not None:
+        if has_both and served is not None:
             head += ["changed as served"]
             for row, (_, keys, *_) in zip(rows, shown, strict=True):
                 matching = [rate for rate in served.rates if _key(rate) in keys]

@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+_SPECIAL_NAMES = tuple(field.name for field in dataclasses.fields(SpecialCounts))
+
+
 def share(part: int, whole: int) -> float | None:
     """part/whole, or None when there is nothing to divide by."""
     return part / whole if whole else None
@@ -66,8 +69,8 @@ def merge_views(views: Iterable[ViewTally]) -> ViewTally:
         changed.update(view.changed)
         strata.update(view.strata)
         cells.update(view.cells)
-        specials[0].update(dataclasses.asdict(view.base_specials))
-        specials[1].update(dataclasses.asdict(view.tuned_specials))
+        for total, counts in zip(specials, (view.base_specials, view.tuned_specials), strict=True):
+            total.update({name: getattr(counts, name) for name in _SPECIAL_NAMES})
         sums = [sums[0] + view.abs_sum, sums[1] + view.sq_sum, sums[2] + view.base_sq_sum]
         largest = max(largest, view.max_abs)
     return ViewTally(

@@ -284,3 +284,15 @@ def test_the_version_is_the_packages() -> None:
 def test_every_help_ends_with_an_example_of_that_command(command) -> None:
     text = run(*command, "--help").stdout
     assert f"sparsity-audit {' '.join(command)} " in text.partition("Options:")[0].partition("Example")[2]
+
+
+def test_rates_as_served_stand_beside_the_very_tensors_they_belong_to(write_checkpoint) -> None:
+    import numpy as np
+
+    base = {"wide": np.full((8, 8), 0.5, dtype=np.float32), "half": np.full((8, 8), 0.5, dtype=np.float16)}
+    tuned = {name: values * values.dtype.type(1.5) for name, values in base.items()}
+    both = run("diff", write_checkpoint("base", base), write_checkpoint("tuned", tuned))
+    assert both.returncode == 0, both.stderr
+    assert "changed as served" not in both.stdout, "one served table holds the tensors of both dtypes"
+    alone = [write_checkpoint(f"{side}-wide", {"wide": c["wide"]}) for side, c in (("b", base), ("t", tuned))]
+    assert "changed as served" in run("diff", *alone).stdout
