@@ -140,9 +140,9 @@ def _sentence(
     text = f"Jaccard {_three(pair.jaccard)}: {chances}" + (f" (beside these: {beside})" if beside else "")
     if residual is None:
         return f"{text}; chance leaves no room for an excess"
-    text += f"; beyond that an excess share of {_two(residual)}"
+    text += f"; beyond that an excess share of {_share(residual)}"
     if reference_residual is not None:
-        text += f"; {reference_label} has {_two(reference_residual)} of its own"
+        text += f"; {reference_label} has {_share(reference_residual)} of its own"
     return text
 
 
@@ -185,8 +185,9 @@ def _three(value: float | None) -> str:
     return _plain(value, 3)
 
 
-def _two(value: float) -> str:
-    return _plain(value, 2)
+def _share(value: float) -> str:
+    """To two places; to three below .01, where two would say nothing."""
+    return _plain(value, 2 if abs(value) >= 0.01 else 3)
 
 
 def _plain(value: float | None, places: int) -> str:

@@ -40,13 +40,15 @@ def test_known_answers_of_quantile_strata(runs, count, jaccard):
 
 
 def test_a_convergence_table_shows_what_finer_strata_cost(runs):
-    schemes = {
-        "exponent and power of two": [
-            StratumTable.from_masks(t, strata_of(c), m) for t, (c, m) in runs.items()
-        ],
-        "one entry": [StratumTable.from_masks(t, np.arange(c.size), m) for t, (c, m) in runs.items()],
+    cuts = {
+        "tensor": lambda codes: np.zeros(codes.size),
+        "exponent and power of two": strata_of,
+        "one entry": lambda codes: np.arange(codes.size),
     }
-    schemes = {"tensor": [t.coarsen(np.zeros_like) for t in schemes["one entry"]], **schemes}
+    schemes = {
+        scheme: [StratumTable.from_masks(t, cut(codes), masks) for t, (codes, masks) in runs.items()]
+        for scheme, cut in cuts.items()
+    }
     rows = convergence(schemes)
     assert [row.scheme for row in rows] == list(schemes)
     assert [round(row.jaccard, 3) for row in rows] == [0.118, 0.916, 0.922]

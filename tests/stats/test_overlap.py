@@ -230,6 +230,18 @@ def test_row_and_column_nulls_take_their_places_on_the_ladder(tables):
     assert "beside these: rows and columns .889" in ladder.sentence
 
 
+def test_a_small_excess_keeps_its_first_digit_and_its_sign():
+    rng = np.random.default_rng(0)
+    masks = list(rng.random((2, 10_000)) < 0.3)
+    table = StratumTable.from_masks("t", np.zeros(10_000), masks)
+    both = int((masks[0] & masks[1]).sum())
+    for shift, text in ((-0.004, "share of −.004"), (0.004, "share of .004"), (0.3, "share of .30")):
+        smaller = min(int(mask.sum()) for mask in masks)
+        mean = (both - shift * smaller) / (1 - shift)
+        others = {"row-column-magnitude": Expectation(mean=mean, variance=1.0)}
+        assert text in attribution(pair_overlap([table], 0, 1, others=others), None).sentence
+
+
 def test_a_dense_pair_is_warned_about():
     rng = np.random.default_rng(0)
     masks = list(rng.random((2, 10_000)) < 0.97)
