@@ -8,7 +8,8 @@ changed or all unchanged are fixed at p = 1 or 0, also where that follows only o
 
 *Mean* of the intersection: Σ p q. *Variance* given the margins of both masks, which were fitted and so do not
 vary: Σ p(1−p) q(1−q) + Σ p(1−p) q⊥² + Σ q(1−q) p⊥², q⊥ the residual of q after a p(1−p)-weighted regression
-on row, column (and stratum) effects, p⊥ likewise. Σ pq(1 − pq), which forgets the margins, is too large.
+on row, column (and stratum) effects, p⊥ likewise; times N/(N − effects) over the N entries open in both, as
+n/(n − 1) in the hypergeometric variance. Σ pq(1 − pq), which forgets the margins, is too large.
 
 Vectors have no rows and columns: with one entry a line the null repeats the mask, mean |A∩B| and variance 0.
 Callers treat them as `per-tensor` (`row-column`) or `magnitude` (`row-column-magnitude`).
@@ -19,6 +20,7 @@ Source of the question: stripes, 2511.08567. The model is that of Park and Newma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -124,7 +126,21 @@ def maxent_expectation(a: MaxentFit, b: MaxentFit) -> Expectation:
     both = grid.total(lambda block: _spread(p(block)) * _spread(q(block)))
     of_first = NormalEquations(grid, partial(_spread_of, grid, first)).left_over(q)
     of_second = NormalEquations(grid, partial(_spread_of, grid, second)).left_over(p)
-    return Expectation(mean=mean, variance=both + of_first + of_second)
+    factor = _freedom_factor(grid, lambda block: _spread(p(block)) * _spread(q(block)) > 0)
+    return Expectation(mean=mean, variance=factor * (both + of_first + of_second))
+
+
+def _freedom_factor(grid: Grid, is_open: Callable[[slice], np.ndarray]) -> float:
+    """Entries over entries less fitted effects: what n/(n − 1) is for one stratum and its one effect."""
+    counts = grid.sums(lambda block: is_open(block).astype(np.float64))
+    entries = float(counts.rows.sum())
+    effects = (
+        grid.row_weights[counts.rows > 0].sum()
+        + grid.col_weights[counts.cols > 0].sum()
+        + max(int((counts.strata > 0).sum()) - 1, 0)
+        - 1
+    )
+    return entries / max(entries - float(effects), 1.0)
 
 
 def _common_grid(a: MaxentFit, b: MaxentFit) -> tuple[Grid, Effects, Effects]:

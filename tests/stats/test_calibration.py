@@ -90,6 +90,19 @@ def test_z_is_calibrated_under_the_row_column_null():
     assert np.std(naive) < 0.8
 
 
+@pytest.mark.parametrize(("shape", "mean", "spread"), [((100, 120), -5.0, 1.0), ((12, 100), -2.0, 1.0)])
+def test_z_is_nearly_calibrated_on_sparse_masks_and_narrow_matrices(shape, mean, spread):
+    rng = np.random.default_rng(16)
+    logits = rng.normal(mean, spread, (shape[0], 1)) + rng.normal(0, spread, shape[1])
+    z = []
+    for fits, both in row_column_draws(rng, logistic(logits), logistic(logits), 1000):
+        found = maxent_expectation(*fits)
+        z.append((both - found.mean) / math.sqrt(found.variance))
+    # Here the variance is an approximation: its sd is allowed .07 beyond the sampling error, its mean .05.
+    assert abs(np.mean(z)) < 0.05 + LIMIT / math.sqrt(1000)
+    assert abs(np.std(z) - 1) < 0.07 + LIMIT / math.sqrt(2000)
+
+
 def test_z_is_calibrated_under_the_nested_null():
     rng = np.random.default_rng(13)
     strata = rng.integers(0, 4, (30, 40)).astype(np.uint8)
