@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from sparsity_audit.cli.main import cli
+from sparsity_audit.report.overlap import overlap_json_schema
 from sparsity_audit.report.pairs import pairs_json_schema
 from sparsity_audit.report.schema import json_schema
 
@@ -48,7 +49,11 @@ def commands(command: click.Command = cli, path: tuple[str, ...] = ()) -> Iterat
 def generate() -> dict[Path, str]:
     """Path → text of each generated file."""
     sections = [_HEAD, *[_section(words, command) for words, command in commands()]]
-    schemas = {"report.schema.json": json_schema(), "pairs.schema.json": pairs_json_schema()}
+    schemas = {
+        "report.schema.json": json_schema(),
+        "pairs.schema.json": pairs_json_schema(),
+        "overlap.schema.json": overlap_json_schema(),
+    }
     return {DOCS / "cli.md": "\n".join(sections)} | {
         DOCS / name: json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         for name, schema in schemas.items()

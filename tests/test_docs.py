@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path for path in (*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
 )
-_INPUTS = ("base", "tuned", "reference", "path", "paths", "like", "directories", "pairs")
+_INPUTS = ("base", "tuned", "reference", "path", "paths", "like", "directories", "pairs", "runs")
 
 
 def _label(path: Path) -> str:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "diff": ("diff_command", "diff", "Compare two checkpoints: how sparse is the update, and why."),
     "inspect": ("inspect_command", "inspect", "Print a checkpoint's headers: tensors, dtypes, ties, shards."),
     "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
+    "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
 }

@@ -1,0 +1,73 @@
+"""Overlaps on a terminal: headline, every pair against every null, modules of the headline pair."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparsity_audit.report.overlap import OverlapReport
+from sparsity_audit.report.overlap_tables import (
+    NULL_HEAD,
+    group_head,
+    group_rows,
+    null_rows,
+    pair_line,
+    run_lines,
+)
+
+__all__ = ["print_overlap"]
+
+_MAX_PAIRS = 10
+_MAX_ROWS = 48
+
+
+def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
+    """Print the record to stdout."""
+    # A pipe has no width: give tables room instead of cutting names at 80 columns.
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 240)
+    first = report.headline
+    _say(console, first.name, style="bold")
+    _say(console, f"{first.ladder.sentence}.\n")
+    for line in run_lines(report):
+        _say(console, line)
+    console.print()
+    for pair in report.pairs[:_MAX_PAIRS]:
+        _say(console, pair.name, style="bold")
+        _say(console, pair_line(pair))
+        _print_table(console, NULL_HEAD, null_rows(pair.overall))
+        for warning in pair.ladder.warnings:
+            _say(console, f"  • {warning}")
+        console.print()
+    if len(report.pairs) > _MAX_PAIRS:
+        _say(
+            console,
+            f"… and {len(report.pairs) - _MAX_PAIRS:,} more pairs, all in overlap.json and summary.md\n",
+        )
+    for title, groups in (("module", first.by_module), ("layer", first.by_layer)):
+        if groups:
+            _say(console, f"{first.name} by {title}", style="bold")
+            _print_table(console, group_head(title, first), group_rows(groups, first)[:_MAX_ROWS])
+            console.print()
+    for line in (*report.notes, *[f"left out: {lost.name}: {lost.reason}" for lost in report.left_out]):
+        _say(console, f"• {line}")
+    if output is not None:
+        _say(console, f"record, tables and figure written to {output}")
+
+
+def _say(console: Console, text: str, *, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    console.print(table)

@@ -1,0 +1,253 @@
+"""Overlaps end to end: known answers of the frozen runs, refusals, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsity_audit import diff, mask_ops, overlap
+from sparsity_audit.errors import MaskError, OutputError, UsageError
+from sparsity_audit.masks.bitmask import pack_bits
+from sparsity_audit.masks.container import MaskWriter
+from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.stats.overlap import MAGNITUDE, PER_TENSOR, UNIFORM
+
+
+def _chances(pair) -> dict[str, float]:
+    return {name: null.jaccard for name, null in pair.overall.nulls.items()}
+
+
+def test_two_seeds_at_a_low_rate_overlap_no_more_than_their_weights_magnitudes_account_for(addition) -> None:
+    runs = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    report = overlap(runs, base=addition / "base-bf16")
+    pair = report.headline
+    assert round(pair.overall.jaccard, 4) == 0.9224
+    assert {name: round(value, 4) for name, value in _chances(pair).items()} == {
+        UNIFORM: 0.1022,
+        PER_TENSOR: 0.1177,
+        MAGNITUDE: 0.9160,
+    }
+    assert round(pair.ladder.residual, 3) == 0.089
+    assert round(pair.ladder.residual_z, 1) == 10.6
+    assert pair.ladder.sentence == (
+        "Jaccard .922: uniform chance .102, tensor densities .118, weight magnitude .916; "
+        "beyond that an excess share of .09"
+    )
+
+
+def test_a_run_with_shuffled_rewards_overlaps_as_another_seed_does(addition) -> None:
+    runs = [addition / f"grpo-bf16-seed{seed}" for seed in (0, 1)]
+    report = overlap(runs, base=addition / "base-bf16", reference=addition / "shuffled-reward-bf16")
+    seeds, shuffled = report.headline, report.reference_pair
+    assert (seeds.b, shuffled.b) == ("grpo-bf16-seed1", "shuffled-reward-bf16")
+    assert (round(seeds.overall.jaccard, 4), round(_chances(seeds)[MAGNITUDE], 4)) == (0.9451, 0.9438)
+    assert (round(shuffled.overall.jaccard, 4), round(_chances(shuffled)[MAGNITUDE], 4)) == (0.9453, 0.9444)
+    assert (round(seeds.ladder.residual, 3), round(shuffled.ladder.residual, 3)) == (0.025, 0.018)
+    assert round(seeds.ladder.reference_residual, 3) == 0.018
+    assert seeds.ladder.sentence.endswith("the reference shuffled-reward-bf16 has .02 of its own")
+    assert [run.is_reference for run in report.runs] == [False, False, True]
+    assert sum(report.held_by) == report.compared == 148_928
+
+
+def test_the_largest_movements_of_two_seeds_overlap_far_beyond_chance_and_those_of_a_control_do_not(
+    addition,
+) -> None:
+    runs = [addition / f"grpo-fp32-seed{seed}" for seed in (0, 1)]
+    report = overlap(
+        runs,
+        base=addition / "base-fp32",
+        reference=addition / "shuffled-reward-fp32",
+        criterion="top:1%",
+    )
+    seeds = report.headline
+    assert round(seeds.overall.jaccard, 3) == 0.660
+    assert round(_chances(seeds)[UNIFORM], 3) == 0.005
+    assert round(_chances(seeds)[PER_TENSOR], 3) == 0.028
+    assert round(report.reference_pair.overall.jaccard, 3) == 0.003
+
+
+@pytest.fixture
+def masks(addition, tmp_path) -> list[Path]:
+    """The masks of both seeds at the low rate."""
+    folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        run = addition / f"grpo-bf16-lr1e-4-seed{seed}"
+        diff(addition / "base-bf16", run, stats="counts", mask=folder)
+    return folders
+
+
+def test_masks_and_checkpoints_give_the_same_numbers(addition, masks) -> None:
+    base = addition / "base-bf16"
+    checkpoints = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    whole = overlap(checkpoints, base=base)
+    for runs in (masks, [masks[0], checkpoints[1]]):
+        found = overlap(runs, base=base, workers=1)
+        assert found.headline.overall == whole.headline.overall
+        assert found.headline.by_layer == whole.headline.by_layer
+    assert [run.kind for run in found.runs] == ["mask", "checkpoint"]
+
+
+def test_without_a_base_the_magnitude_null_is_absent_and_the_notes_say_how_to_get_it(masks) -> None:
+    report = overlap(masks)
+    assert list(report.headline.overall.nulls) == [UNIFORM, PER_TENSOR]
+    assert all(MAGNITUDE not in part.overlap.nulls for part in report.headline.by_module)
+    assert report.headline.ladder.residual_null == PER_TENSOR
+    assert any("--base BASE" in note for note in report.notes)
+
+
+def test_parts_add_up_to_the_whole(addition, masks) -> None:
+    pair = overlap(masks, base=addition / "base-bf16").headline
+    for groups in (pair.by_module, pair.by_tensor):
+        assert sum(part.overlap.both for part in groups) == pair.overall.both
+        assert sum(part.overlap.entries for part in groups) == pair.overall.entries
+    assert [part.key for part in pair.by_layer] == ["0", "1", "2"]
+    assert {part.key for part in pair.by_module} >= {"q_proj", "down_proj", "embed", "norm"}
+
+
+def test_another_base_than_the_masks_is_refused(addition, masks) -> None:
+    with pytest.raises(MaskError, match="fingerprint"):
+        overlap(masks, base=addition / "sft-bf16")
+
+
+def test_masks_of_different_bases_are_refused_with_both_named_unless_forced(
+    addition, masks, tmp_path
+) -> None:
+    other = tmp_path / "other"
+    diff(addition / "sft-bf16", addition / "grpo-bf16-seed0", stats="counts", mask=other)
+    with pytest.raises(MaskError, match="base fingerprints") as caught:
+        overlap([masks[0], other])
+    assert str(masks[0]) in str(caught.value)
+    assert str(other) in str(caught.value)
+    report = overlap([masks[0], other], force=True)
+    assert any("base fingerprints" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"), [({"criteria": ["atol:1e-5"]}, "criterion"), ({"view": "served"}, "view")]
+)
+def test_masks_of_different_questions_are_refused_unless_forced(
+    addition, masks, tmp_path, arguments, what
+) -> None:
+    other = tmp_path / "other"
+    run = addition / "grpo-bf16-lr1e-4-seed1"
+    diff(addition / "base-bf16", run, stats="counts", mask=other, **arguments)
+    with pytest.raises(MaskError, match=what):
+        overlap([masks[0], other])
+    assert any(what in note for note in overlap([masks[0], other], force=True).notes)
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], compared=None) -> Path:
+    tensors = [
+        MaskTensor(name=name, shape=bits.shape, compared=compared or ((0, len(bits)),))
+        for name, bits in arrays.items()
+    ]
+    with MaskWriter(folder, tensors, MaskMetadata(criterion="value", view="native")) as writer:
+        for name, bits in arrays.items():
+            writer.write_bits(name, 0, pack_bits(bits))
+        writer.finish()
+    return folder
+
+
+def test_masks_of_different_tensors_are_refused_and_forced_only_common_ones_are_used_and_listed(
+    tmp_path,
+) -> None:
+    bits = np.eye(8, dtype=bool)
+    left = _write(tmp_path / "left", {"a": bits, "b": bits})
+    right = _write(tmp_path / "right", {"a": bits, "c": bits})
+    with pytest.raises(MaskError, match="only in"):
+        overlap([left, right])
+    report = overlap([left, right], force=True)
+    assert report.compared == 64
+    assert [lost.name for lost in report.left_out] == ["b", "c"]
+
+
+def test_masks_of_different_rows_are_refused_and_forced_only_common_rows_are_counted(tmp_path) -> None:
+    top, low = np.zeros((4, 9), dtype=bool), np.zeros((4, 9), dtype=bool)
+    top[:3, 0], low[1:, 0] = True, True
+    left = _write(tmp_path / "left", {"a": top}, compared=((0, 3),))
+    right = _write(tmp_path / "right", {"a": low}, compared=((1, 4),))
+    with pytest.raises(MaskError, match="compared rows") as caught:
+        overlap([left, right])
+    assert "[[0, 3]]" in str(caught.value)
+    assert "[[1, 4]]" in str(caught.value)
+    pair = overlap([left, right], force=True).headline.overall
+    assert (pair.entries, pair.a, pair.b, pair.both) == (18, 2, 2, 2)
+
+
+def test_empty_and_full_masks_have_defined_results(tmp_path) -> None:
+    empty = _write(tmp_path / "empty", {"a": np.zeros((3, 5), dtype=bool)})
+    also = _write(tmp_path / "also", {"a": np.zeros((3, 5), dtype=bool)})
+    full = _write(tmp_path / "full", {"a": np.ones((3, 5), dtype=bool)})
+    report = overlap([empty, also, full], output=tmp_path / "out", figures=True)
+    assert report.headline.overall.jaccard is None
+    assert not (tmp_path / "out" / "figures").exists()
+    assert report.pairs[1].overall.jaccard == 0.0
+    assert "full" in " ".join(report.pairs[1].ladder.warnings)
+
+
+def test_three_runs_give_three_pairs_and_their_common_entries(tmp_path) -> None:
+    rng = np.random.default_rng(3)
+    arrays = [rng.random((20, 30)) < 0.4 for _ in range(3)]
+    report = overlap([_write(tmp_path / f"r{i}", {"a": bits}) for i, bits in enumerate(arrays)])
+    assert [pair.name for pair in report.pairs] == ["r0 × r1", "r0 × r2", "r1 × r2"]
+    assert report.held_by == tuple(int((sum(map(np.int64, arrays)) == k).sum()) for k in range(4))
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path) -> None:
+    bits = np.eye(8, dtype=bool)
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    runs = [_write(tmp_path / name / "mask", {"a": bits}) for name in ("x", "y")]
+    assert [run.label for run in overlap(runs).runs] == [str(run) for run in runs]
+
+
+def test_a_combined_mask_can_be_a_run(masks, tmp_path) -> None:
+    mask_ops("and", masks, tmp_path / "core")
+    pair = overlap([masks[0], tmp_path / "core"]).headline.overall
+    assert pair.o2 == 1.0
+
+
+def test_a_checkpoint_without_base_and_fewer_than_two_runs_are_refused(addition, masks, tmp_path) -> None:
+    with pytest.raises(MaskError, match="--base BASE"):
+        overlap([masks[0], addition / "sft-bf16"])
+    with pytest.raises(UsageError, match="1 runs"):
+        overlap([masks[0]])
+    with pytest.raises(UsageError, match="given twice"):
+        overlap([masks[0], f"{masks[0]}/../{masks[0].name}"])
+    with pytest.raises(MaskError, match="as asked"):
+        overlap(masks, criterion="atol:1e-5")
+
+
+def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
+    addition, masks, tmp_path
+) -> None:
+    out = tmp_path / "out"
+    report = overlap(masks, base=addition / "base-bf16", output=out, figures=True)
+    record = json.loads((out / "overlap.json").read_bytes())
+    assert (record["format"], record["version"]) == ("sparsity-audit/overlap", 1)
+    assert record["pairs"][0]["overall"]["both"] == report.headline.overall.both
+    assert len((out / "overlap.csv").read_text().splitlines()) == 1 + 3 * (1 + 3 + 10 + 30)
+    assert report.headline.ladder.sentence in (out / "summary.md").read_text()
+    assert r"\toprule" in (out / "tables" / "overlap.tex").read_text()
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        *("ladder.pdf", "ladder.svg", "ladder.png", "ladder.txt")
+    }
+    with pytest.raises(OutputError, match="would replace"):
+        overlap(masks, output=out)
+    overlap(masks, output=out, overwrite=True)
+    with pytest.raises(OutputError, match="holds a run"):
+        overlap(masks, output=masks[0])
+
+
+def test_no_figure_of_chance_is_printed_without_the_name_of_its_null(addition, masks, tmp_path) -> None:
+    overlap(masks, base=addition / "base-bf16", output=tmp_path / "out")
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "uniform chance | per-tensor chance | magnitude chance" in text
+    for line in text.splitlines():
+        if "chance" in line:
+            assert any(name in line for name in ("uniform", "per-tensor", "magnitude")) or line.startswith(
+                "#"
+            )

@@ -1,0 +1,76 @@
+"""`sparsity-audit overlap`: data on stdout, notes on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from sparsity_audit import diff
+from sparsity_audit.cli.main import cli
+
+
+@pytest.fixture
+def masks(addition, tmp_path) -> list[str]:
+    folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        run = addition / f"grpo-bf16-lr1e-4-seed{seed}"
+        diff(addition / "base-bf16", run, stats="counts", mask=folder)
+    return [str(folder) for folder in folders]
+
+
+def _run(*arguments):
+    return CliRunner().invoke(cli, ["overlap", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_the_ladder_is_the_headline(addition, masks) -> None:
+    result = _run(*masks, "--base", addition / "base-bf16")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "seed0 × seed1"
+    assert lines[1].startswith(
+        "Jaccard .922: uniform chance .102, tensor densities .118, weight magnitude .916"
+    )
+    for word in ("per-tensor", "excess share over magnitude", "down_proj", "26,505"):
+        assert word in result.stdout
+
+
+def test_json_is_the_record_and_notes_go_to_stderr(addition) -> None:
+    runs = [addition / f"grpo-bf16-seed{seed}" for seed in (0, 1)]
+    options = ["--base", addition / "base-bf16", "--reference", addition / "shuffled-reward-bf16"]
+    result = _run(*runs, *options, "--json")
+    record = json.loads(result.stdout)
+    assert [run["is_reference"] for run in record["runs"]] == [False, False, True]
+    assert "making the mask of" in result.stderr
+
+
+def test_the_same_question_by_a_yaml_file(addition, masks, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"base: {addition / 'base-bf16'}\nformat: json\n")
+    record = json.loads(_run(*masks, "--config", config).stdout)
+    assert "magnitude" in record["pairs"][0]["overall"]["nulls"]
+
+
+def test_output_is_written_and_named(masks, tmp_path) -> None:
+    result = _run(*masks, "-o", tmp_path / "out", "--no-figures")
+    assert f"written to {tmp_path / 'out'}" in result.stdout
+    assert (tmp_path / "out" / "overlap.json").is_file()
+    assert not (tmp_path / "out" / "figures").exists()
+
+
+def test_masks_that_do_not_belong_together_exit_with_2_and_no_traceback(addition, masks, tmp_path) -> None:
+    other = tmp_path / "other"
+    diff(addition / "sft-bf16", addition / "grpo-bf16-seed0", stats="counts", mask=other)
+    command = [sys.executable, "-m", "sparsity_audit.cli.main", "overlap", masks[0], str(other)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "base fingerprints" in result.stderr
+    assert "--force" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_quiet_prints_nothing(masks) -> None:
+    assert _run(*masks, "--format", "quiet").stdout == ""
