@@ -221,6 +221,16 @@ def test_a_checkpoint_without_base_and_fewer_than_two_runs_are_refused(addition,
         overlap(masks, criterion="atol:1e-5")
 
 
+def test_a_mask_that_records_no_question_cannot_decide_that_of_a_checkpoint(addition, tmp_path) -> None:
+    other = tmp_path / "other"
+    metadata = MaskMetadata(criterion="unspecified", view="unspecified")
+    with MaskWriter(other, [MaskTensor.whole("a", (2, 8))], metadata) as writer:
+        writer.write_bits("a", 0, pack_bits(np.eye(2, 8, dtype=bool)))
+        writer.finish()
+    with pytest.raises(MaskError, match="does not record"):
+        overlap([other, addition / "sft-bf16"], base=addition / "base-bf16")
+
+
 def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
     addition, masks, tmp_path
 ) -> None:

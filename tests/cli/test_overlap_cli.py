@@ -41,8 +41,9 @@ def test_the_ladder_is_the_headline(addition, masks) -> None:
 def test_json_is_the_record_and_notes_go_to_stderr(addition) -> None:
     runs = [addition / f"grpo-bf16-seed{seed}" for seed in (0, 1)]
     options = ["--base", addition / "base-bf16", "--reference", addition / "shuffled-reward-bf16"]
-    result = _run(*runs, *options, "--json")
+    result = _run(*runs, *options, "--criterion", "top:1%", "--json")
     record = json.loads(result.stdout)
+    assert record["criterion"] == "top:1%"
     assert [run["is_reference"] for run in record["runs"]] == [False, False, True]
     assert "making the mask of" in result.stderr
 
