@@ -241,7 +241,12 @@ def pair_overlap(
 
 
 def overlap_by(
-    tables: Sequence[StratumTable], key: Callable[[str], str | None], r: int = 0, q: int = 1
+    tables: Sequence[StratumTable],
+    key: Callable[[str], str | None],
+    r: int = 0,
+    q: int = 1,
+    *,
+    others: Mapping[str, Mapping[str, Expectation]] | None = None,
 ) -> dict[str, PairOverlap]:
     """Overlap of runs r and q in groups of tensors: by layer, by module type, or tensor by tensor.
 
@@ -250,6 +255,7 @@ def overlap_by(
         key: The group of a tensor's name; None leaves the tensor out.
         r: The first run.
         q: The second.
+        others: By tensor and null, expectations that need more than tables; every tensor has the same nulls.
 
     Returns:
         Groups in the order in which they first occur.
@@ -259,7 +265,16 @@ def overlap_by(
         group = key(table.tensor)
         if group is not None:
             groups.setdefault(group, []).append(table)
-    return {group: pair_overlap(members, r, q) for group, members in groups.items()}
+    return {
+        group: pair_overlap(
+            members, r, q, others=_summed([others[m.tensor] for m in members]) if others else None
+        )
+        for group, members in groups.items()
+    }
+
+
+def _summed(parts: Sequence[Mapping[str, Expectation]]) -> dict[str, Expectation]:
+    return {null: Expectation.total([part[null] for part in parts]) for null in parts[0]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
