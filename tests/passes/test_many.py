@@ -128,6 +128,17 @@ def test_entries_without_a_group_are_not_counted(tmp_path) -> None:
     assert table.entries.tolist() == table.both[0, 1].tolist() == [int((groups == 5).sum())]
 
 
+def test_more_runs_than_bits_of_a_byte_are_counted_alike(tmp_path) -> None:
+    rng = np.random.default_rng(5)
+    tensors = {"w": MaskTensor.whole("w", (9, 61))}
+    bits = [rng.random((9, 61)) < rng.random() for _ in range(19)]
+    strata = rng.integers(0, 5, (9, 61))
+    masks = [_write(tmp_path / str(r), {"w": mask}, tensors) for r, mask in enumerate(bits)]
+    for grouping, numbers in ((_Groups({"w": strata}), strata), (None, np.zeros_like(strata))):
+        (table,) = count_overlaps(masks, tensors, grouping=grouping, block_bytes=16)
+        _same(table, StratumTable.from_masks("w", numbers, bits))
+
+
 def test_entries_done_are_reported_to_the_last_one(tmp_path) -> None:
     tensors = {"w": MaskTensor.whole("w", (40, 70)), "v": MaskTensor.whole("v", (5,))}
     arrays = {"w": np.ones((40, 70), dtype=bool), "v": np.zeros(5, dtype=bool)}
