@@ -1,7 +1,7 @@
-"""Overlaps as CSV, Markdown, LaTeX and terminal text, pure functions of the record.
+"""Overlaps as CSV, Markdown, LaTeX and rows for a terminal, pure functions of the record.
 
-Contract: CSV holds exact counts and floats that read back equal. Printed shares have three decimals, excess
-shares too; no figure of chance is printed without the name of its null.
+Contract: CSV holds exact counts and floats that read back equal. Printed shares have three decimals, and are
+never 0 or 1 when they are neither; no figure of chance is printed without the name of its null.
 """
 
 from __future__ import annotations
@@ -189,9 +189,15 @@ def _tex(text: str) -> str:
 
 
 def _share(value: float | None) -> str:
+    """Three decimals; never 0 or 1 for what is neither."""
     if value is None:
         return "–"
-    return f"{value:.3f}".replace("-", "−")
+    text = f"{value:.3f}"
+    if value != 0 and abs(value) < 0.0005:
+        text = f"{value:.0e}"
+    elif value < 1 and text == "1.000":
+        text = ">0.999"
+    return text.replace("-", "−")
 
 
 def _figure(value: float | None) -> str:
