@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["AxisCounts", "DecayCounts", "SpecialCounts", "Tally", "ViewTally"]
+__all__ = ["AxisCounts", "CellTable", "DecayCounts", "SpecialCounts", "Tally", "ViewTally"]
 
 _Key = TypeVar("_Key")
 
@@ -47,6 +47,45 @@ class DecayCounts:
 
 
 _Counts = TypeVar("_Counts", SpecialCounts, DecayCounts)
+
+
+class CellTable(Mapping[tuple[int, int], int]):
+    """Cells of a finished tally in 14 bytes each; as a dict they take about 200.
+
+    A model has hundreds to ninety thousand tensors with up to a thousand cells each.
+
+    Args:
+        cells: (stratum, column) → entries.
+    """
+
+    __slots__ = ("_columns", "_counts", "_strata")
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, cells: Mapping[tuple[int, int], int]) -> None:
+        keys = sorted(cells)
+        self._strata = np.array([stratum for stratum, _ in keys], dtype=np.int32)
+        self._columns = np.array([column for _, column in keys], dtype=np.int16)
+        self._counts = np.array([cells[key] for key in keys], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._strata.tolist(), self._columns.tolist(), strict=True)
+
+    def __getitem__(self, key: tuple[int, int]) -> int:
+        first, stop = np.searchsorted(self._strata, [key[0], key[0] + 1])
+        place = first + np.searchsorted(self._columns[first:stop], key[1])
+        if place == stop or self._columns[place] != key[1]:
+            raise KeyError(key)
+        return int(self._counts[place])
+
+    def items(self) -> ItemsView[tuple[int, int], int]:
+        """Keys and counts, without a search for each."""
+        return dict(zip(self, self._counts.tolist(), strict=True)).items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self.items()) == dict(other.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +145,10 @@ class ViewTally:
             max_abs=max(self.max_abs, other.max_abs),
             decay=None if self.decay is None or other.decay is None else _add_fields(self.decay, other.decay),
         )
+
+    def compact(self) -> ViewTally:
+        """The same tally with its cells in a table."""
+        return dataclasses.replace(self, cells=CellTable(self.cells))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; big integers as hexadecimal text."""
@@ -251,7 +294,12 @@ class Tally:
 
     def compact(self) -> Tally:
         """This tally for keeping, when no part of the pair is missing any more."""
-        return self if self.axes is None else dataclasses.replace(self, axes=self.axes.compact())
+        return dataclasses.replace(
+            self,
+            native=self.native.compact(),
+            served=None if self.served is None else self.served.compact(),
+            axes=None if self.axes is None else self.axes.compact(),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -276,7 +324,7 @@ class Tally:
 
 
 def _add(a: Mapping[_Key, int], b: Mapping[_Key, int]) -> dict[_Key, int]:
-    total = dict(a)
+    total = dict(a.items())
     for key, count in b.items():
         total[key] = total.get(key, 0) + count
     return total

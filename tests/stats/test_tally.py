@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_audit.stats.tally import AxisCounts, DecayCounts, SpecialCounts, Tally, ViewTally
+from sparsity_audit.stats.tally import AxisCounts, CellTable, DecayCounts, SpecialCounts, Tally, ViewTally
 
 counts = st.integers(0, 2**40)
 ROWS, COLS = 3, 4
@@ -108,3 +108,22 @@ def test_axis_counts_differ_when_one_count_differs():
     assert same == AxisCounts(rows=a, cols=a, band=a, outside=a)
     assert same != AxisCounts(rows=a, cols=b, band=a, outside=a)
     assert same != "something else"
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(0, 4095), st.integers(0, 209)), st.integers(1, 2**40), max_size=40)
+)
+@settings(deadline=None, max_examples=60)
+def test_a_cell_table_is_the_mapping_it_was_made_from(cells) -> None:
+    table = CellTable(cells)
+    assert table == cells
+    assert cells == table
+    assert dict(table) == cells
+    assert len(table) == len(cells)
+    assert sorted(table) == sorted(cells)
+    for missing in [(5000, 0), (0, 300)]:
+        assert missing not in table
+    view = ViewTally(entries=1, cells=cells)
+    assert view.compact() == view
+    assert ViewTally.from_json(view.compact().to_json()) == view
+    assert view.compact().merge(view).cells == {key: 2 * count for key, count in cells.items()}
