@@ -144,6 +144,8 @@ def verified(
             raise
         notes.append(f"forced: {error.subject}: {error.found}; what follows compares unlike things")
         combined = CombinedSource("and", operands, force=True)
+    if not combined.tensors:
+        raise MaskError(" and ".join(given), "no tensor in common", expected="masks of one model")
     for name in combined.tensors:
         ranges = [reader.tensors[name].compared for reader in readers]
         other = next((place for place, found in enumerate(ranges) if found != ranges[0]), None)

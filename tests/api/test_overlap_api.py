@@ -13,6 +13,7 @@ from sparsity_audit.errors import MaskError, OutputError, UsageError
 from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
+from sparsity_audit.report.overlap_figure import render_ladder
 from sparsity_audit.stats.overlap import MAGNITUDE, PER_TENSOR, UNIFORM
 
 
@@ -162,6 +163,35 @@ def test_masks_of_different_tensors_are_refused_and_forced_only_common_ones_are_
     report = overlap([left, right], force=True)
     assert report.compared == 64
     assert [lost.name for lost in report.left_out] == ["b", "c"]
+
+
+def test_masks_of_different_shapes_are_refused_and_nothing_in_common_cannot_be_forced(tmp_path) -> None:
+    left = _write(tmp_path / "left", {"a": np.eye(8, dtype=bool)})
+    right = _write(tmp_path / "right", {"a": np.eye(8, 9, dtype=bool)})
+    with pytest.raises(MaskError, match=r"shapes \[8, 8\] and \[8, 9\]"):
+        overlap([left, right])
+    with pytest.raises(MaskError, match="no tensor in common"):
+        overlap([left, right], force=True)
+
+
+def test_the_reference_is_never_in_the_headline_of_other_runs_wherever_it_stands(tmp_path) -> None:
+    rng = np.random.default_rng(8)
+    runs = [_write(tmp_path / name, {"a": rng.random((9, 9)) < 0.5}) for name in ("control", "x", "y")]
+    report = overlap(runs, reference=tmp_path / "control")
+    assert report.headline.name == "x × y"
+    assert report.reference_pair.name == "control × x"
+    assert report.headline.ladder.reference_residual == report.reference_pair.ladder.residual
+    assert overlap(runs[:2], reference=runs[0]).reference_pair is None
+
+
+def test_the_ladder_is_drawn_alike_twice_and_shows_its_numbers(addition, masks) -> None:
+    report = overlap(masks, base=addition / "base-bf16")
+    first, second = render_ladder(report), render_ladder(report)
+    assert first == second
+    text = first["ladder.svg"].decode()
+    for number in ("0.102", "0.118", "0.916", "0.922"):
+        assert f">{number}<" in text
+    assert report.headline.ladder.sentence in first["ladder.txt"].decode()
 
 
 def test_masks_of_different_rows_are_refused_and_forced_only_common_rows_are_counted(tmp_path) -> None:
