@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from view_tallies import CRITERIA, pair, tally
+from view_tallies import CRITERIA, load, pair, tally
 
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.numpy_kernel import to_float64

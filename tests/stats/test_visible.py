@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from view_tallies import pair, tally, to_bf16
+from view_tallies import load, pair, tally, to_bf16
 
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.numpy_kernel import to_float64
