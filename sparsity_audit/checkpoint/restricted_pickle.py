@@ -5,7 +5,8 @@ Contract: an interpreter of the opcodes that pickle protocols 2 to 5 use for pla
 call runs the caller's function of inert arguments. Time and memory are linear in the size of the pickle and
 bounded by `MAX_PICKLE_BYTES` and `MAX_OPERATIONS`: no length is believed before the bytes are there, the memo
 is a dict (a huge index costs nothing), only flat keys are hashed (a nested tuple that shares its parts takes
-exponential time to hash), and copies are charged to the same budget.
+exponential time to hash) and no large number (many can share one hash, which makes a dict quadratic), and
+copies are charged to the same budget.
 
 Source: the opcodes of CPython's `pickletools`; the idea of a closed vocabulary is that of
 `torch.load(weights_only=True)`.
@@ -199,10 +200,11 @@ class _Machine:
         for i in range(0, len(items), 2):
             key = items[i]
             if type(key) is tuple:
-                if len(key) > 16 or not all(isinstance(k, _FLAT) for k in key):
+                if len(key) > 16 or not all(_is_cheap_key(k) for k in key):
                     raise MalformedError("uses a nested tuple as a key")
-            elif not isinstance(key, _FLAT):
-                raise MalformedError(f"uses a {type(key).__name__} as a key")
+            elif not _is_cheap_key(key):
+                kind = "large number" if isinstance(key, int) else type(key).__name__
+                raise MalformedError(f"uses a {kind} as a key")
             target[key] = items[i + 1]
 
     def extend(self, target: object, items: list[object]) -> None:
@@ -213,7 +215,8 @@ class _Machine:
         target.extend(items)
 
 
-_FLAT = (str, bytes, int, float, type(None), Global)
+_RANDOMLY_HASHED = (str, bytes, type(None), Global)
+_MAX_INTEGER_KEY = 2**31
 _STOP = ord(".")
 _U1, _U2, _U4, _U8 = (struct.Struct(code) for code in ("<B", "<H", "<I", "<Q"))
 _I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
@@ -275,6 +278,10 @@ def _push(make: Callable[[_Machine], object]) -> Operation:
         u.stack.append(value)
 
     return operation
+
+
+def _is_cheap_key(key: object) -> bool:
+    return isinstance(key, _RANDOMLY_HASHED) or (isinstance(key, int) and abs(key) < _MAX_INTEGER_KEY)
 
 
 def _integer(raw: bytes) -> object:

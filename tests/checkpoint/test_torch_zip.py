@@ -465,6 +465,9 @@ def test_a_piece_of_a_distributed_checkpoint_is_refused_with_the_way_out(tmp_pat
         open_checkpoint(path)
 
 
+# Multiples of the modulus of Python's integer hash: all share one hash, and a dict of them is quadratic.
+COLLIDING = b"".join(b"\x8a\x10%bN" % (i * (2**61 - 1)).to_bytes(16, "little") for i in range(1, 200_000))
+
 SHARED = b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(99))
 
 
@@ -486,6 +489,9 @@ SHARED = b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(99))
         (b"\x80\x02X\x02\x00\x00\x00\xff\xfe.", "cannot be decoded"),
         (b"\x80\x02}]Ns.", "a list as a key"),
         (b"\x80\x02})q\x000" + SHARED + b"hcNs.", "nested tuple as a key"),
+        (b"\x80\x02}(" + COLLIDING + b"u.", "a large number as a key"),
+        (b"\x80\x02}G" + bytes(8) + b"Ns.", "a float as a key"),
+        (b"\x80\x02}\x8a\x08" + bytes(7) + b"\x01\x85Ns.", "tuple as a key"),
         (b"\x80\x02)Na.", "appends to something"),
         (b"\x80\x02]NNs.", "sets items of something"),
         (b"\x80\x02NNb.", "sets attributes"),
