@@ -8,6 +8,7 @@ made; a file that differs later is a `ChangedInputError`, never a silent mix of 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ class FileEntry:
             raise CheckpointNotFoundError(
                 str(path), error.strerror or "cannot be read", expected="a readable file"
             ) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointNotFoundError(str(path), "is not a file", expected="a readable file")
         return cls(
             path=path,
             name=name or path.name,

@@ -223,6 +223,10 @@ def _parse_aliases(
             raise MaskError(
                 f"{path}: alias {alias!r}", f"stands for {name!r:.80}", expected="a tensor of this file"
             )
+        if not alias.isprintable():
+            raise MaskError(
+                f"{path}: alias {alias[:80]!r}", "is no name", expected="text without control characters"
+            )
     return dict(sorted(aliases.items()))
 
 

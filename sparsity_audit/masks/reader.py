@@ -166,16 +166,21 @@ def _read_index(folder: Path) -> tuple[dict[str, str], list[str]]:
     shards = summary.get("shards") if isinstance(summary, dict) else None
     if not isinstance(weight_map, dict) or not isinstance(shards, list) or not shards:
         raise MaskError(str(path), "lacks weight_map or metadata.shards", remedy=_REMAKE)
+    names = {shard for shard in shards if isinstance(shard, str) and _is_file_name(shard)}
     for shard in [*shards, *weight_map.values()]:
-        if not isinstance(shard, str) or Path(shard).name != shard or shard not in shards:
+        if not isinstance(shard, str) or shard not in names:
             raise MaskError(
                 str(path),
                 f"names the shard {shard!r:.80}",
                 expected="a file of the directory, listed in metadata.shards",
             )
-    if len(set(shards)) != len(shards):
+    if len(names) != len(shards):
         raise MaskError(str(path), "lists a shard twice", remedy=_REMAKE)
     return weight_map, shards
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", "..") and text.isprintable() and Path(text).name == text
 
 
 def _no_index(folder: Path) -> MaskError:

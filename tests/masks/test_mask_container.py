@@ -292,6 +292,8 @@ def test_a_mask_without_tensors_is_a_mask(tmp_path):
         ("shapes", "[]", "'shapes' is not a JSON object"),
         ("shapes", "{}", r"tensor 'a.weight'.*missing in shapes"),
         ("aliases", '{"x":"nowhere"}', "alias 'x'"),
+        ("aliases", '{"\\ud800":"c"}', r"alias '\\ud800'.*is no name"),
+        ("aliases", '{"\\u001b[31m":"c"}', "alias .*is no name"),
         ("references", '{"base":3}', "'references' is malformed"),
     ],
 )
@@ -358,6 +360,14 @@ def test_a_missing_shard_is_named(tmp_path):
         open_mask(tmp_path / "m")
 
 
+def test_a_directory_in_the_place_of_a_shard_is_refused(tmp_path):
+    _make(tmp_path / "m")
+    (tmp_path / "m" / _SHARD).unlink()
+    (tmp_path / "m" / _SHARD).mkdir()
+    with pytest.raises(MaskError, match=f"{_SHARD}: is not a file"):
+        open_mask(tmp_path / "m")
+
+
 def test_shards_of_two_masks_are_not_mixed(tmp_path):
     _make(tmp_path / "m", max_shard_bytes=7)
     other = MaskMetadata(criterion="bitwise", view="native", tool="test")
@@ -378,6 +388,12 @@ def test_shards_of_two_masks_are_not_mixed(tmp_path):
         (lambda index: index["weight_map"].update(c="../x.safetensors"), "names the shard '../x"),
         (lambda index: index["metadata"].update(shards=[]), "lacks weight_map or metadata.shards"),
         (lambda index: index["metadata"].update(shards=[_SHARD, _SHARD]), "lists a shard twice"),
+        (lambda index: index["metadata"]["shards"].append(".."), r"names the shard '\.\.'"),
+        (lambda index: index["metadata"]["shards"].append(""), "names the shard ''"),
+        (lambda index: index["metadata"]["shards"].append("a\0b"), "names the shard 'a"),
+        (lambda index: index["metadata"]["shards"].append("\ud800"), "names the shard"),
+        (lambda index: index["metadata"]["shards"].append([_SHARD]), "names the shard"),
+        (lambda index: index["metadata"].update(shards=[f"s{i}" for i in range(200_000)]), "names the shard"),
     ],
 )
 def test_an_index_that_the_shards_do_not_confirm_is_refused(tmp_path, change, message):
