@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparsity_audit.types import TensorSpec
 
-__all__ = ["FileContents"]
+__all__ = ["FileContents", "has_absurd_empty_shape"]
+
+_MAX_SIZES_BESIDE_ZERO = 2**28
+"""Product of the other sizes of a tensor without entries; the file does not bound them."""
+
+
+def has_absurd_empty_shape(shape: Sequence[int]) -> bool:
+    """Whether a tensor without entries has rows or columns that counters could not be kept for."""
+    return 0 in shape and math.prod(n for n in shape if n) > _MAX_SIZES_BESIDE_ZERO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

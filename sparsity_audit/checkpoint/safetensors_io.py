@@ -15,6 +15,7 @@ import json
 import math
 from typing import Any
 
+from sparsity_audit.checkpoint.contents import has_absurd_empty_shape
 from sparsity_audit.checkpoint.store import FileEntry, LocalFile
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
 from sparsity_audit.types import ByteRange, DType, TensorSpec
@@ -129,6 +130,8 @@ def _spec(entry: FileEntry, *, name: str, record: Any, data_start: int, file: in
             f"tensor {name!r} has data_offsets {_shown(offsets)}",
             expected="[begin, end] with begin ≤ end",
         )
+    if has_absurd_empty_shape(shape):
+        raise _corrupt(entry, f"tensor {name!r} has shape {_shown(shape)}: no entries, yet large sizes")
     needed = math.prod(shape) * dtype.itemsize
     if needed >= 2**63:
         raise _corrupt(entry, f"tensor {name!r} has shape {_shown(shape)}, more than 2^63 bytes")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sparsity_audit.checkpoint.contents import FileContents
+from sparsity_audit.checkpoint.contents import FileContents, has_absurd_empty_shape
 from sparsity_audit.checkpoint.restricted_pickle import MAX_PICKLE_BYTES
 from sparsity_audit.checkpoint.state_dict import find_state_dict
 from sparsity_audit.checkpoint.store import FileEntry, LocalFile
@@ -134,6 +134,8 @@ def _spec(archive: _Archive, name: str, value: TensorRef | Refused) -> TensorSpe
     num_entries = _product(shape)
     if num_entries >= 2**63:
         _corrupt(entry, f"tensor {name!r} has a shape of more than 2^63 entries")
+    if has_absurd_empty_shape(shape):
+        _corrupt(entry, f"tensor {name!r} has no entries, yet large sizes")
     if num_entries == 0:
         empty = ByteRange(start=extent.start, stop=extent.start)
         return TensorSpec(name=name, dtype=dtype, shape=shape, file=archive.file, extent=empty)

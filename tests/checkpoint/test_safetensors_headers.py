@@ -53,6 +53,13 @@ def test_the_metadata_is_returned_apart(tmp_path):
     assert tensors["w"].dtype is DType.F32
 
 
+@pytest.mark.parametrize("shape", [[2**40, 0], [0, 2**40], [2**20, 0, 2**20]])
+def test_an_empty_tensor_of_absurd_sizes_is_refused_as_nothing_bounds_its_counters(tmp_path, shape):
+    path = write(tmp_path / "m.safetensors", record(shape=shape, data_offsets=[0, 0]), data=b"")
+    with pytest.raises(CorruptCheckpointError, match="tensor 'w' has shape .*no entries, yet large sizes"):
+        open_checkpoint(path)
+
+
 def record(**changes) -> dict:
     return {"w": F | changes}
 

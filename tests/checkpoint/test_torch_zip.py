@@ -562,6 +562,7 @@ BIG = b"\x8a\x08" + struct.pack("<q", 2**62)
         ({"shape": BIG + b"\x85", "strides": b"K\x00\x85"}, "expands 1 entries"),
         ({"shape": BIG + b"\x85"}, "reaches entry"),
         ({"shape": b"(" + b"K\x01" * 70 + b"t", "strides": b"(" + b"K\x01" * 70 + b"t"}, "70 sizes"),
+        ({"shape": b"K\x00" + BIG + b"\x86", "strides": b"K\x00K\x00\x86"}, "no entries, yet large"),
         ({"entries": b"K\x03"}, "storage of 8 bytes"),
         ({"key": b"../0"}, r"storage '../0', which is not in the archive"),
         ({"key": b"1"}, "storage '1', which is not in the archive"),
