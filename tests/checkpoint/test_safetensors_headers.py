@@ -53,10 +53,10 @@ def test_the_metadata_is_returned_apart(tmp_path):
     assert tensors["w"].dtype is DType.F32
 
 
-@pytest.mark.parametrize("shape", [[2**40, 0], [0, 2**40], [2**20, 0, 2**20]])
+@pytest.mark.parametrize("shape", [[2**40, 0], [0, 2**40], [2**20, 0, 2**20], [0, 2**62, 2**62]])
 def test_an_empty_tensor_of_absurd_sizes_is_refused_as_nothing_bounds_its_counters(tmp_path, shape):
     path = write(tmp_path / "m.safetensors", record(shape=shape, data_offsets=[0, 0]), data=b"")
-    with pytest.raises(CorruptCheckpointError, match="tensor 'w' has shape .*no entries, yet large sizes"):
+    with pytest.raises(CorruptCheckpointError, match=r"tensor 'w' has shape .*no entries, yet large"):
         open_checkpoint(path)
 
 
@@ -130,7 +130,7 @@ def test_packed_dtypes_are_refused_with_a_remedy(tmp_path, dtype):
         open_checkpoint(path)
 
 
-@pytest.mark.parametrize("shape", [[0], [3, 0], [0, 2**62, 2**62]])
+@pytest.mark.parametrize("shape", [[0], [3, 0], [0, 2**14, 2**14]])
 def test_empty_tensors_between_others_are_read(tmp_path, shape):
     header = {"w": F, "e": {"dtype": "U8", "shape": shape, "data_offsets": [8, 8]}}
     catalogue = open_checkpoint(write(tmp_path / "m.safetensors", header))
