@@ -187,6 +187,7 @@ def test_the_status_table_names_tests_and_files_that_exist() -> None:
         assert name in _test_names(ROOT / file), f"{file}::{name}"
     for file in re.findall(r"`((?:tests|benchmarks|docs|notebooks|examples)/[\w./-]+)`", text):
         assert (ROOT / file).exists(), file
+    assert "TODO" not in text, "a point without an answer"
 
 
 def test_nothing_in_the_documents_points_at_the_machine_they_were_written_on() -> None:
