@@ -22,7 +22,7 @@ from sparsity_audit.api.presets import apply_preset, preset_criteria
 from sparsity_audit.api.sides import open_sides
 from sparsity_audit.api.structure import StructureChoice, count_nulls, verify_choice
 from sparsity_audit.checkpoint.store import Catalogue
-from sparsity_audit.compare.accumulate import Level
+from sparsity_audit.compare.accumulate import Kernel, Level
 from sparsity_audit.compare.dispatch import KernelName, load_kernel, resolve_device
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.errors import AlignmentError, OutputError, UsageError
@@ -179,33 +179,17 @@ def diff(
         outputs = _Outputs(prepared, stack, output=output, mask=mask, overwrite=overwrite, view=View(view))
         if outputs.num_resumed:
             note(f"resuming: {outputs.num_resumed} of {len(prepared.plan.units)} work units are done already")
-        tallies = run_plan(
-            prepared.plan,
+        report, tallies = _measure(
+            prepared,
+            outputs,
+            view=View(view),
+            stats=stats,
+            structure=structure,
+            half_ulp=half_ulp,
             kernel=load_kernel(kernel, num_bytes=prepared.plan.num_bytes, device=where),
             workers=workers,
-            journal=outputs.journal,
-            bits=outputs.sink if prepared.criterion.kind != "top" else None,
-            on_unit=_unit_progress(prepared.plan, on_progress),
-        )
-        tallies, selections = _select_tops(prepared, tallies, View(view), workers, outputs.sink)
-        nulls, nulls_note = count_nulls(
-            prepared.plan, tallies, choice=structure, view=View(view), workers=workers, on_note=note
-        )
-        report = build_report(
-            ReportInputs(
-                base=prepared.base,
-                tuned=prepared.tuned,
-                alignment=prepared.alignment,
-                specs=prepared.plan.specs,
-                tallies=tallies,
-                criterion=prepared.criterion,
-                tops=selections,
-                view=View(view),
-                level=stats,
-                half_ulp=half_ulp,
-                nulls=nulls,
-                nulls_note=nulls_note,
-            )
+            on_note=note,
+            on_progress=on_progress,
         )
         report = replace(report, gates=judge(expectations, report))
         report = _with_spectra(report, prepared, tallies, spectra)
@@ -214,6 +198,49 @@ def diff(
         facts = {"started": started, "workers": workers, "device": where}
         outputs.finish(report, tallies, facts=facts, figures=figures, parquet=parquet)
     return report
+
+
+def _measure(
+    prepared: _Prepared,
+    outputs: _Outputs,
+    *,
+    view: View,
+    stats: Level,
+    structure: StructureChoice,
+    half_ulp: tuple[float, DType] | None,
+    kernel: Kernel,
+    workers: int,
+    on_note: Callable[[str], None],
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[DiffReport, tuple[Tally, ...]]:
+    """Run the passes over the bytes; returns the report, still without gates, and what was counted."""
+    tallies = run_plan(
+        prepared.plan,
+        kernel=kernel,
+        workers=workers,
+        journal=outputs.journal,
+        bits=outputs.sink if prepared.criterion.kind != "top" else None,
+        on_unit=_unit_progress(prepared.plan, on_progress),
+    )
+    tallies, selections = _select_tops(prepared, tallies, view, workers, outputs.sink)
+    nulls, nulls_note = count_nulls(
+        prepared.plan, tallies, choice=structure, view=view, workers=workers, on_note=on_note
+    )
+    inputs = ReportInputs(
+        base=prepared.base,
+        tuned=prepared.tuned,
+        alignment=prepared.alignment,
+        specs=prepared.plan.specs,
+        tallies=tallies,
+        criterion=prepared.criterion,
+        tops=selections,
+        view=view,
+        level=stats,
+        half_ulp=half_ulp,
+        nulls=nulls,
+        nulls_note=nulls_note,
+    )
+    return build_report(inputs), tallies
 
 
 def _prepare(
