@@ -20,6 +20,22 @@ from sparsity_audit.types import View
 __all__ = ["overlap"]
 
 
+class _WalkType(click.ParamType):
+    name = "steps:lr"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        steps, _, lr = str(value).partition(":")
+        try:
+            return int(steps), float(lr)
+        except ValueError:
+            self.fail(f"{value!r} is not STEPS:LR, for instance 120:1e-4", param, ctx)
+
+
+WALK = _WalkType()
+
+
 @click.command()
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option(
@@ -50,6 +66,23 @@ __all__ = ["overlap"]
     help="Rename tensors of checkpoints: REGEX=REPL, as in re.sub.",
 )
 @click.option(
+    "--nulls",
+    type=click.Choice(["auto", "all", "counts"]),
+    default="auto",
+    show_default=True,
+    help="auto fits rows and columns where that takes about a minute of a core, all always does, counts "
+    "stops at the nulls that follow from counts.",
+)
+@click.option(
+    "--walk",
+    type=WALK,
+    metavar="STEPS:LR",
+    help="Simulate weights stored in bf16 that take STEPS steps of ±LR: 120:1e-4.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the walk and of resamples."
+)
+@click.option(
     "--force",
     is_flag=True,
     help="Compare masks of different bases, criteria, views or tensors; what differs is printed.",
@@ -68,9 +101,11 @@ def overlap(*, output_format: str, as_json: bool, **options: Any) -> None:
     """Compare what several runs changed with what chance would give.
 
     A RUN is a mask directory, or a checkpoint; checkpoints need --base, and their masks are made on the fly.
-    Each pair is held against the nulls `uniform`, `per-tensor` and, with --base, `magnitude`: how much of the
-    overlap follows from how many entries each run changed, in which tensors, at which weights. Bits are read
-    once for all pairs. Without -o nothing is written.
+    Each pair is held against the nulls `uniform`, `per-tensor`, `row-column` and, with --base, `magnitude`,
+    `row-column-magnitude` and `phantom`: how much of the overlap follows from how many entries each run
+    changed, in which tensors, at which weights, in which rows and columns, and from rounding. A null that
+    does not apply is named with the reason. Signs and cosine of the updates stand beside it where runs are
+    checkpoints. Without -o nothing is written.
 
     \b
     Example:

@@ -12,22 +12,29 @@ from collections.abc import Iterator, Sequence
 
 from sparsity_audit.report.latex import escape
 from sparsity_audit.report.overlap import GroupOverlap, OverlapReport, PairRecord
+from sparsity_audit.stats.ladder import RUNGS
 from sparsity_audit.stats.overlap import PairOverlap
 
 __all__ = [
+    "CONVERGENCE_HEAD",
     "NULL_HEAD",
+    "convergence_rows",
     "group_head",
     "group_rows",
     "null_rows",
     "overlap_csv",
     "overlap_latex",
     "overlap_markdown",
+    "pair_facts",
     "pair_line",
     "run_lines",
 ]
 
 _COUNTS = (*("entries", "a", "b", "both", "jaccard", "o1", "o2", "o1_ceiling", "o2_ceiling", "phi"),)
 _NULL = ("expected", "variance", "jaccard", "o1", "o2", "excess_share", "lift", "odds_ratio", "z")
+CONVERGENCE_HEAD = (
+    *("strata", "number", "median entries", "in small ones", "magnitude chance", "excess share", "z"),
+)
 NULL_HEAD = ("null", "expected both", "Jaccard", "excess share", "lift", "odds ratio", "z")
 
 
@@ -61,6 +68,12 @@ def run_lines(report: OverlapReport) -> list[str]:
         lines.append(
             f"{run.label}: {run.changed:,} changed, density {_share(run.density)} ({run.kind}{mark})"
         )
+    if report.walk is not None:
+        walk = report.walk
+        lines.append(
+            f"walk of {walk.steps:,} steps of ±{walk.lr:g} rounded to bf16 (seed {walk.seed}): density of "
+            f"its own {_share(walk.density)}, Jaccard of two walks {_share(walk.jaccard)}"
+        )
     return lines
 
 
@@ -72,6 +85,56 @@ def pair_line(pair: PairRecord) -> str:
         f"of A in B {_share(found.o1)} (ceiling {_share(found.o1_ceiling)}), "
         f"of B in A {_share(found.o2)} (ceiling {_share(found.o2_ceiling)})"
     )
+
+
+def pair_facts(report: OverlapReport, pair: PairRecord) -> list[str]:
+    """What stands beside a pair's table: densities of its phantoms, heterogeneity, signs and cosines."""
+    facts, found = [], pair.overall
+    if pair.phantom is not None:
+        own = [
+            expected / found.entries if found.entries else None
+            for expected in (pair.phantom.expected_a, pair.phantom.expected_b)
+        ]
+        seen = [count / found.entries if found.entries else None for count in (found.a, found.b)]
+        facts.append(
+            f"phantom: its own densities {_share(own[0])} and {_share(own[1])}, observed "
+            f"{_share(seen[0])} and {_share(seen[1])}"
+        )
+    spread = pair.heterogeneity
+    if spread is not None and spread.low is not None:
+        facts.append(
+            f"heterogeneity over {spread.blocks} tensors (no confidence interval): excess share over "
+            f"{spread.null} {_share(spread.excess_share)}, 95 % of resamples {_share(spread.low)} to "
+            f"{_share(spread.high)}"
+        )
+    elif spread is not None:
+        facts.append(f"no heterogeneity: {spread.reason}")
+    if pair.delta is not None:
+        delta = pair.delta
+        facts.append(
+            f"Δ: signs agree on {_share(delta.sign_agreement)} of {delta.moving:,} common entries "
+            f"({_share(delta.independent_signs)} under independent-signs); cosine "
+            f"{_share(delta.cosine_intersection)} there, {_share(delta.cosine_overall)} over all entries"
+        )
+    if pair is report.headline and not pair.convergence and report.base is not None:
+        facts.append("no convergence table: finer strata were not counted")
+    return facts
+
+
+def convergence_rows(pair: PairRecord) -> list[list[str]]:
+    """Cells under `CONVERGENCE_HEAD`."""
+    return [
+        [
+            row.scheme,
+            f"{row.num_strata:,}",
+            f"{row.median_entries:,}",
+            _share(row.in_small_strata),
+            _share(row.jaccard),
+            _share(row.excess_share),
+            _figure(row.z),
+        ]
+        for row in pair.convergence
+    ]
 
 
 def null_rows(overlap: PairOverlap) -> list[list[str]]:
@@ -93,12 +156,12 @@ def null_rows(overlap: PairOverlap) -> list[list[str]]:
 
 def group_head(title: str, pair: PairRecord) -> list[str]:
     """Head of `group_rows`."""
-    chances = [f"{null} chance" for null in pair.overall.nulls]
+    chances = [f"{null} chance" for null in pair.overall.nulls if null in RUNGS]
     return [title, "entries", "density A", "density B", "Jaccard", *chances, _excess_head(pair)]
 
 
 def group_rows(groups: Sequence[GroupOverlap], pair: PairRecord) -> list[list[str]]:
-    """One row a part of the model; the excess share is over the ladder's highest rung."""
+    """One row a part of the model, against the ladder's rungs; the excess share is over the highest one."""
     rows = []
     for group in groups:
         found = group.overlap
@@ -110,7 +173,7 @@ def group_rows(groups: Sequence[GroupOverlap], pair: PairRecord) -> list[list[st
                 _share(found.a / n if n else None),
                 _share(found.b / n if n else None),
                 _share(found.jaccard),
-                *[_share(null.jaccard) for null in found.nulls.values()],
+                *[_share(chance.jaccard) for null, chance in found.nulls.items() if null in RUNGS],
                 _share(found.nulls[pair.ladder.residual_null].excess_share),
             ]
         )
@@ -134,7 +197,11 @@ def overlap_markdown(report: OverlapReport) -> bytes:
     for pair in report.pairs:
         lines += ["", f"## {pair.name}", "", f"{pair.ladder.sentence}.", "", pair_line(pair), ""]
         lines += _table(NULL_HEAD, null_rows(pair.overall))
-        lines += ["", *[f"- warning: {warning}" for warning in pair.ladder.warnings]]
+        lines += ["", *[f"- {fact}" for fact in pair_facts(report, pair)]]
+        lines += [f"- warning: {warning}" for warning in pair.ladder.warnings]
+        if pair.convergence:
+            lines += ["", "The magnitude null under coarser and finer strata:", ""]
+            lines += _table(CONVERGENCE_HEAD, convergence_rows(pair))
     first = report.headline
     for title, groups in (("module", first.by_module), ("layer", first.by_layer)):
         if groups:

@@ -13,10 +13,13 @@ from rich.text import Text
 
 from sparsity_audit.report.overlap import OverlapReport
 from sparsity_audit.report.overlap_tables import (
+    CONVERGENCE_HEAD,
     NULL_HEAD,
+    convergence_rows,
     group_head,
     group_rows,
     null_rows,
+    pair_facts,
     pair_line,
     run_lines,
 )
@@ -41,14 +44,18 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
         _say(console, pair.name, style="bold")
         _say(console, pair_line(pair))
         _print_table(console, NULL_HEAD, null_rows(pair.overall))
-        for warning in pair.ladder.warnings:
-            _say(console, f"  • {warning}")
+        for fact in (*pair_facts(report, pair), *pair.ladder.warnings):
+            _say(console, f"  • {fact}")
         console.print()
     if len(report.pairs) > _MAX_PAIRS:
         _say(
             console,
             f"… and {len(report.pairs) - _MAX_PAIRS:,} more pairs, all in overlap.json and summary.md\n",
         )
+    if first.convergence:
+        _say(console, f"{first.name}: the magnitude null under coarser and finer strata", style="bold")
+        _print_table(console, CONVERGENCE_HEAD, convergence_rows(first))
+        console.print()
     for title, groups in (("module", first.by_module), ("layer", first.by_layer)):
         if groups:
             _say(console, f"{first.name} by {title}", style="bold")

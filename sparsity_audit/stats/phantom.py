@@ -26,6 +26,7 @@ master weights that are cast at the end; it need not equal `magnitude`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +37,9 @@ from sparsity_audit.stats.overlap import StratumTable
 from sparsity_audit.types import DType
 
 __all__ = [
+    "NUM_ROOM_KEYS",
     "Phantom",
+    "PhantomDensity",
     "Rooms",
     "Walk",
     "change_rates",
@@ -44,6 +47,8 @@ __all__ = [
     "phantom_of_table",
     "phantom_overlap",
     "redraw",
+    "room_keys",
+    "rooms_of_keys",
     "rooms_of_strata",
     "rooms_of_values",
     "walk",
@@ -51,6 +56,8 @@ __all__ = [
 ]
 
 _POSITIONS = 64
+NUM_ROOM_KEYS = 512 * (_POSITIONS + 1)
+"""Kinds of rooms of a base wider than bf16: stratum of the rounded number × position in its cell."""
 _LOG_SIGMA = (-160.0, 140.0)
 _BISECTIONS = 48
 _ERFC_END, _ERFC_STEPS = 6.0, 1 << 15
@@ -99,6 +106,37 @@ class Phantom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhantomDensity:
+    """A pair's phantoms over all tensors: their own densities, to be read beside the observed ones.
+
+    Args:
+        expected_a: Entries the first run's phantoms are expected to change; |A| where every fit is exact.
+        expected_b: Of the second.
+        sigma_a: Smallest and largest fitted σ of the first run's tensors; None where none was fitted.
+        sigma_b: Of the second.
+    """
+
+    expected_a: float
+    expected_b: float
+    sigma_a: tuple[float, float] | None
+    sigma_b: tuple[float, float] | None
+
+    @classmethod
+    def total(cls, parts: Sequence[Phantom]) -> PhantomDensity:
+        """Of the phantoms of single tensors."""
+
+        def span(sigmas: list[float]) -> tuple[float, float] | None:
+            return (min(sigmas), max(sigmas)) if sigmas else None
+
+        return cls(
+            expected_a=math.fsum(part.expected_a for part in parts),
+            expected_b=math.fsum(part.expected_b for part in parts),
+            sigma_a=span([part.sigma_a for part in parts if part.sigma_a is not None]),
+            sigma_b=span([part.sigma_b for part in parts if part.sigma_b is not None]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
     """Two independent walks over one tensor.
 
@@ -117,14 +155,15 @@ class Walk:
         return self.expected_both / either if either > 0 else None
 
 
-def rooms_of_strata(strata: np.ndarray, entries: np.ndarray) -> Rooms:
-    """Rooms of a bf16 base from its strata (2·exponent + (mantissa = 0)) alone.
+def rooms_of_strata(strata: np.ndarray, entries: np.ndarray, dtype: DType = DType.BF16) -> Rooms:
+    """Rooms of a base on its own grid from its strata (2·exponent + (mantissa = 0)) alone.
 
     Args:
         strata: Stratum numbers, int64[S].
         entries: Entries of each, int64[S].
+        dtype: The grid.
     """
-    places = [describe(int(stratum), DType.BF16) for stratum in strata]
+    places = [describe(int(stratum), dtype) for stratum in strata]
     finite = [place.kind in ("normal", "subnormal") for place in places]
     return Rooms(
         up=np.array([p.gap_out / 2 if f else math.inf for p, f in zip(places, finite, strict=True)]),
@@ -133,31 +172,47 @@ def rooms_of_strata(strata: np.ndarray, entries: np.ndarray) -> Rooms:
     )
 
 
-def rooms_of_values(values: np.ndarray) -> Rooms:
-    """Rooms of a base that is wider than bf16, in the cells of the bf16 numbers it rounds to.
+_CELLS = rooms_of_strata(np.arange(512), np.ones(512))
+
+
+def room_keys(values: np.ndarray) -> np.ndarray:
+    """Number of the kind of room of each entry of a base wider than bf16, below `NUM_ROOM_KEYS`.
 
     Args:
-        values: float32 values of a tensor.
+        values: float32 values of a tensor, or of a part of it.
     """
     flat = np.abs(values.astype(np.float32, copy=False).reshape(-1))
     flat = np.where(np.isfinite(flat), flat, np.float32(np.inf))
     codes = _to_bf16(flat)
     kinds = 2 * (codes >> 7).astype(np.int64) + ((codes & 127) == 0)
-    sizes = rooms_of_strata(np.arange(512), np.ones(512))
     with np.errstate(invalid="ignore"):
         above = flat.astype(np.float64) - _from_bf16(codes)
-        part = (above + sizes.down[kinds]) / (sizes.up + sizes.down)[kinds]
+        part = (above + _CELLS.down[kinds]) / (_CELLS.up + _CELLS.down)[kinds]
     step = np.rint(np.nan_to_num(part) * _POSITIONS).astype(np.int64)
-    keys, entries = np.unique(kinds * (_POSITIONS + 1) + step, return_counts=True)
+    return kinds * (_POSITIONS + 1) + step
+
+
+def rooms_of_keys(counts: np.ndarray) -> Rooms:
+    """Rooms of a base that is wider than bf16, in the cells of the bf16 numbers it rounds to.
+
+    Args:
+        counts: Entries of each kind of room, int64[NUM_ROOM_KEYS].
+    """
+    keys = np.flatnonzero(counts)
     kind, place = keys // (_POSITIONS + 1), (keys % (_POSITIONS + 1)) / _POSITIONS
-    size = (sizes.up + sizes.down)[kind]
+    size = (_CELLS.up + _CELLS.down)[kind]
     with np.errstate(invalid="ignore"):
         up, down = size * (1 - place), size * place
     return Rooms(
         up=np.where(np.isfinite(size), up, math.inf),
         down=np.where(np.isfinite(size), down, math.inf),
-        entries=entries.astype(np.int64),
+        entries=counts[keys].astype(np.int64),
     )
+
+
+def rooms_of_values(values: np.ndarray) -> Rooms:
+    """`rooms_of_keys` of the float32 values of a whole tensor."""
+    return rooms_of_keys(np.bincount(room_keys(values), minlength=NUM_ROOM_KEYS))
 
 
 def change_rates(rooms: Rooms, sigma: float) -> np.ndarray:
@@ -215,21 +270,27 @@ def phantom_overlap(rooms: Rooms, a: int, b: int) -> Phantom:
     )
 
 
-def phantom_of_table(table: StratumTable, r: int, q: int) -> Phantom:
-    """Runs r and q of a tensor with a bf16 base against phantoms; zeros of the base are exchangeable.
+def phantom_of_table(
+    table: StratumTable, r: int, q: int, *, dtype: DType = DType.BF16, rooms: Rooms | None = None
+) -> Phantom:
+    """Runs r and q of a tensor against phantoms; entries that cannot move are exchangeable in their strata.
 
     Args:
         table: With the strata of `strata.py`.
         r: The first run.
         q: The second.
+        dtype: The grid of the strata.
+        rooms: Of the same entries where the base is wider than that grid; else they follow from the strata.
     """
-    stays = np.isinf(rooms_of_strata(table.strata, table.entries).up)
+    of_strata = rooms_of_strata(table.strata, table.entries, dtype)
+    stays = np.isinf(of_strata.up)
+    if rooms is None:
+        rooms = of_strata
+    moves = np.isfinite(rooms.up)
+    rooms = Rooms(up=rooms.up[moves], down=rooms.down[moves], entries=rooms.entries[moves])
+    assert rooms.num_entries == int(table.entries[~stays].sum()), (table.tensor, rooms.num_entries)
     a, b = table.changed[r], table.changed[q]
-    moving = phantom_overlap(
-        rooms_of_strata(table.strata[~stays], table.entries[~stays]),
-        int(a[~stays].sum()),
-        int(b[~stays].sum()),
-    )
+    moving = phantom_overlap(rooms, int(a[~stays].sum()), int(b[~stays].sum()))
     rest = hypergeometric(table.entries[stays], a[stays], b[stays])
     return replace(
         moving,

@@ -14,7 +14,15 @@ from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
 from sparsity_audit.report.overlap_figure import render_ladder
-from sparsity_audit.stats.overlap import MAGNITUDE, PER_TENSOR, UNIFORM
+from sparsity_audit.stats.overlap import (
+    MAGNITUDE,
+    NULL_ORDER,
+    PER_TENSOR,
+    PHANTOM,
+    ROW_COLUMN,
+    ROW_COLUMN_MAGNITUDE,
+    UNIFORM,
+)
 
 
 def _chances(pair) -> dict[str, float]:
@@ -30,12 +38,18 @@ def test_two_seeds_at_a_low_rate_overlap_no_more_than_their_weights_magnitudes_a
         UNIFORM: 0.1022,
         PER_TENSOR: 0.1177,
         MAGNITUDE: 0.9160,
+        ROW_COLUMN: 0.1344,
+        ROW_COLUMN_MAGNITUDE: 0.9215,
+        PHANTOM: 0.4341,
     }
-    assert round(pair.ladder.residual, 3) == 0.089
-    assert round(pair.ladder.residual_z, 1) == 10.6
+    magnitude = pair.overall.nulls[MAGNITUDE]
+    assert (round(magnitude.excess_share, 3), round(magnitude.z, 1)) == (0.089, 10.6)
+    assert pair.ladder.residual_null == ROW_COLUMN_MAGNITUDE
+    assert (round(pair.ladder.residual, 3), round(pair.ladder.residual_z, 1)) == (0.013, 1.4)
     assert pair.ladder.sentence == (
         "Jaccard .922: uniform chance .102, tensor densities .118, weight magnitude .916; "
-        "beyond that an excess share of .09"
+        "beyond that an excess share of .09; given its rows and columns as well .922, "
+        "beyond that an excess share of .01"
     )
 
 
@@ -46,9 +60,11 @@ def test_a_run_with_shuffled_rewards_overlaps_as_another_seed_does(addition) -> 
     assert (seeds.b, shuffled.b) == ("grpo-bf16-seed1", "shuffled-reward-bf16")
     assert (round(seeds.overall.jaccard, 4), round(_chances(seeds)[MAGNITUDE], 4)) == (0.9451, 0.9438)
     assert (round(shuffled.overall.jaccard, 4), round(_chances(shuffled)[MAGNITUDE], 4)) == (0.9453, 0.9444)
-    assert (round(seeds.ladder.residual, 3), round(shuffled.ladder.residual, 3)) == (0.025, 0.018)
-    assert round(seeds.ladder.reference_residual, 3) == 0.018
-    assert seeds.ladder.sentence.endswith("the reference shuffled-reward-bf16 has .02 of its own")
+    beyond = [pair.overall.nulls[MAGNITUDE].excess_share for pair in (seeds, shuffled)]
+    assert [round(share, 3) for share in beyond] == [0.025, 0.018]
+    assert (round(seeds.ladder.residual, 3), round(shuffled.ladder.residual, 3)) == (0.003, -0.004)
+    assert seeds.ladder.reference_residual == shuffled.ladder.residual
+    assert seeds.ladder.sentence.endswith("the reference shuffled-reward-bf16 has .02 and −.004 of its own")
     assert [run.is_reference for run in report.runs] == [False, False, True]
     assert sum(report.held_by) == report.compared == 148_928
 
@@ -93,7 +109,8 @@ def test_masks_and_checkpoints_give_the_same_numbers(addition, masks) -> None:
 
 def test_without_a_base_the_magnitude_null_is_absent_and_the_notes_say_how_to_get_it(masks) -> None:
     report = overlap(masks)
-    assert list(report.headline.overall.nulls) == [UNIFORM, PER_TENSOR]
+    assert list(report.headline.overall.nulls) == [UNIFORM, PER_TENSOR, ROW_COLUMN]
+    assert "(beside these: rows and columns .134)" in report.headline.ladder.sentence
     assert all(MAGNITUDE not in part.overlap.nulls for part in report.headline.by_module)
     assert report.headline.ladder.residual_null == PER_TENSOR
     assert any("--base BASE" in note for note in report.notes)
@@ -269,7 +286,7 @@ def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
     record = json.loads((out / "overlap.json").read_bytes())
     assert (record["format"], record["version"]) == ("sparsity-audit/overlap", 1)
     assert record["pairs"][0]["overall"]["both"] == report.headline.overall.both
-    assert len((out / "overlap.csv").read_text().splitlines()) == 1 + 3 * (1 + 3 + 10 + 30)
+    assert len((out / "overlap.csv").read_text().splitlines()) == 1 + 6 * (1 + 3 + 10 + 30)
     assert report.headline.ladder.sentence in (out / "summary.md").read_text()
     assert r"\toprule" in (out / "tables" / "overlap.tex").read_text()
     assert {path.name for path in (out / "figures").iterdir()} == {
@@ -285,9 +302,7 @@ def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
 def test_no_figure_of_chance_is_printed_without_the_name_of_its_null(addition, masks, tmp_path) -> None:
     overlap(masks, base=addition / "base-bf16", output=tmp_path / "out")
     text = (tmp_path / "out" / "summary.md").read_text()
-    assert "uniform chance | per-tensor chance | magnitude chance" in text
+    assert "uniform chance | per-tensor chance | magnitude chance | row-column-magnitude chance" in text
     for line in text.splitlines():
         if "chance" in line:
-            assert any(name in line for name in ("uniform", "per-tensor", "magnitude")) or line.startswith(
-                "#"
-            )
+            assert any(name in line for name in NULL_ORDER) or line.startswith("#")

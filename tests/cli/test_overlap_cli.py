@@ -34,7 +34,7 @@ def test_the_ladder_is_the_headline(addition, masks) -> None:
     assert lines[1].startswith(
         "Jaccard .922: uniform chance .102, tensor densities .118, weight magnitude .916"
     )
-    for word in ("per-tensor", "excess share over magnitude", "down_proj", "26,505"):
+    for word in ("per-tensor", "excess share over row-column-magnitude", "down_proj", "26,505"):
         assert word in result.stdout
 
 
