@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from sparsity_audit.align.roles import Role, role_of
 from sparsity_audit.api.diff import diff
@@ -50,6 +51,7 @@ from sparsity_audit.report.overlap import (
     RunRecord,
     WalkRecord,
 )
+from sparsity_audit.report.overlap_criteria import CRITERIA_FILES, criterion_folder, render_criteria
 from sparsity_audit.report.overlap_files import FILE_NAMES, render_overlap
 from sparsity_audit.stats.agreement import DeltaAgreement
 from sparsity_audit.stats.chance import Expectation
@@ -58,7 +60,7 @@ from sparsity_audit.stats.overlap import MAGNITUDE, PairOverlap, overlap_by, pai
 from sparsity_audit.stats.uncertainty import block_heterogeneity
 from sparsity_audit.types import Criterion, View
 
-__all__ = ["overlap"]
+__all__ = ["overlap", "overlap_criteria"]
 
 _MAX_WORKERS = 8
 _DRAWS = 2000
@@ -158,6 +160,48 @@ def overlap(
         for name, data in render_overlap(report, figures=figures).items():
             write_below(Path(output), name, data)
     return report
+
+
+def overlap_criteria(
+    runs: Sequence[str | Path],
+    *,
+    criteria: Sequence[Criterion | str],
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    figures: bool = False,
+    **options: Any,
+) -> tuple[OverlapReport, ...]:
+    """`overlap` under several criteria, each with masks of its own, and one table and figure of them all.
+
+    Args:
+        runs: Checkpoints; a mask has one criterion.
+        criteria: Two or more, for instance `top:1%`, `top:5%`, `top:20%`.
+        output: Directory for the table and the figure; each criterion gets a directory of its own below it.
+        overwrite: Replace what an earlier run left there.
+        figures: Draw figures as well.
+        **options: As `overlap`.
+
+    Raises:
+        SparsityAuditError: As `overlap`; nothing is written then but what earlier criteria wrote.
+    """
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        _verify_output(folder, [str(run) for run in runs], overwrite=overwrite, names=CRITERIA_FILES)
+    reports = tuple(
+        overlap(
+            runs,
+            criterion=criterion,
+            output=None if folder is None else folder / criterion_folder(str(criterion)),
+            overwrite=overwrite,
+            figures=figures,
+            **options,
+        )
+        for criterion in criteria
+    )
+    if folder is not None:
+        for name, data in render_criteria(reports, figures=figures).items():
+            write_below(folder, name, data)
+    return reports
 
 
 def _walk_question(walk: tuple[int, float] | None, seed: int) -> WalkQuestion | None:
@@ -283,12 +327,14 @@ class _Keys:
         return self._roles[name].module
 
 
-def _verify_output(folder: Path, given: Sequence[str], *, overwrite: bool) -> None:
+def _verify_output(
+    folder: Path, given: Sequence[str], *, overwrite: bool, names: Sequence[str] = FILE_NAMES
+) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(str(folder), "is a file", expected="a directory", remedy="choose another -o")
     if place_of(given, folder) is not None:
         raise OutputError(str(folder), "holds a run that is compared", remedy="choose another -o")
-    there = [name for name in FILE_NAMES if (folder / name).exists()]
+    there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise OutputError(
             str(folder),

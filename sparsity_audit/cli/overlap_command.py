@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparsity_audit.cli.options import (
-    CRITERION,
+    CRITERIA,
     MAP_RULE,
     OUTPUT_PATH,
     config_option,
     echo_note,
     format_options,
 )
-from sparsity_audit.types import View
+from sparsity_audit.types import Criterion, View
+
+if TYPE_CHECKING:
+    from sparsity_audit.report.overlap import OverlapReport
 
 __all__ = ["overlap"]
 
@@ -48,9 +53,11 @@ WALK = _WalkType()
 )
 @click.option(
     "--criterion",
-    type=CRITERION,
-    help="For checkpoints: what changed means, as in diff; top:1% for the largest movements [default: that "
-    "of the masks, else value].",
+    "criteria",
+    type=CRITERIA,
+    metavar="CRITERIA",
+    help="For checkpoints: what changed means, as in diff; top:1% for the largest movements. Several are "
+    "compared one by one: top:1%,5%,20% [default: that of the masks, else value].",
 )
 @click.option(
     "--view",
@@ -112,9 +119,13 @@ def overlap(*, output_format: str, as_json: bool, **options: Any) -> None:
       sparsity-audit overlap seed0 seed1 --base base --reference shuffled-rewards -o overlap
     """
     output_format = "json" if as_json else output_format
+    criteria = options.pop("criteria") or ()
+    if len(criteria) > 1:
+        _print_several(_several(criteria, options), output_format, output=options["output"])
+        return
     from sparsity_audit.api.overlap import overlap as run
 
-    report = run(**options, on_note=echo_note)
+    report = run(**options, criterion=criteria[0] if criteria else None, on_note=echo_note)
     if output_format == "json":
         from sparsity_audit.report.overlap import overlap_to_json
 
@@ -124,3 +135,21 @@ def overlap(*, output_format: str, as_json: bool, **options: Any) -> None:
         from sparsity_audit.report.overlap_terminal import print_overlap
 
         print_overlap(report, output=options["output"])
+
+
+def _several(criteria: Sequence[Criterion], options: dict[str, Any]) -> Sequence[OverlapReport]:
+    from sparsity_audit.api.overlap import overlap_criteria
+
+    return overlap_criteria(**options, criteria=criteria, on_note=echo_note)
+
+
+def _print_several(reports: Sequence[OverlapReport], output_format: str, *, output: Path | None) -> None:
+    if output_format == "json":
+        from sparsity_audit.report.overlap import overlap_to_json
+
+        sys.stdout.buffer.write(b"[\n" + b",\n".join(map(overlap_to_json, reports)) + b"]\n")
+        sys.stdout.buffer.flush()
+    elif output_format == "human":
+        from sparsity_audit.report.overlap_terminal import print_criteria
+
+        print_criteria(reports, output=output)

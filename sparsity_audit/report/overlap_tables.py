@@ -21,6 +21,7 @@ __all__ = [
     "convergence_rows",
     "group_head",
     "group_rows",
+    "markdown_table",
     "null_rows",
     "overlap_csv",
     "overlap_latex",
@@ -28,6 +29,7 @@ __all__ = [
     "pair_facts",
     "pair_line",
     "run_lines",
+    "share",
 ]
 
 _COUNTS = (*("entries", "a", "b", "both", "jaccard", "o1", "o2", "o1_ceiling", "o2_ceiling", "phi"),)
@@ -65,14 +67,12 @@ def run_lines(report: OverlapReport) -> list[str]:
     lines = [f"criterion {report.criterion}, {report.view} view, {report.compared:,} entries, {base}"]
     for run in report.runs:
         mark = ", the reference run" if run.is_reference else ""
-        lines.append(
-            f"{run.label}: {run.changed:,} changed, density {_share(run.density)} ({run.kind}{mark})"
-        )
+        lines.append(f"{run.label}: {run.changed:,} changed, density {share(run.density)} ({run.kind}{mark})")
     if report.walk is not None:
         walk = report.walk
         lines.append(
             f"walk of {walk.steps:,} steps of ±{walk.lr:g} rounded to bf16 (seed {walk.seed}): density of "
-            f"its own {_share(walk.density)}, Jaccard of two walks {_share(walk.jaccard)}"
+            f"its own {share(walk.density)}, Jaccard of two walks {share(walk.jaccard)}"
         )
     return lines
 
@@ -82,8 +82,8 @@ def pair_line(pair: PairRecord) -> str:
     found = pair.overall
     return (
         f"|A| {found.a:,}, |B| {found.b:,}, |A∩B| {found.both:,}; "
-        f"of A in B {_share(found.o1)} (ceiling {_share(found.o1_ceiling)}), "
-        f"of B in A {_share(found.o2)} (ceiling {_share(found.o2_ceiling)})"
+        f"of A in B {share(found.o1)} (ceiling {share(found.o1_ceiling)}), "
+        f"of B in A {share(found.o2)} (ceiling {share(found.o2_ceiling)})"
     )
 
 
@@ -97,24 +97,24 @@ def pair_facts(report: OverlapReport, pair: PairRecord) -> list[str]:
         ]
         seen = [count / found.entries if found.entries else None for count in (found.a, found.b)]
         facts.append(
-            f"phantom: its own densities {_share(own[0])} and {_share(own[1])}, observed "
-            f"{_share(seen[0])} and {_share(seen[1])}"
+            f"phantom: its own densities {share(own[0])} and {share(own[1])}, observed "
+            f"{share(seen[0])} and {share(seen[1])}"
         )
     spread = pair.heterogeneity
     if spread is not None and spread.low is not None:
         facts.append(
             f"heterogeneity over {spread.blocks} tensors (no confidence interval): excess share over "
-            f"{spread.null} {_share(spread.excess_share)}, 95 % of resamples {_share(spread.low)} to "
-            f"{_share(spread.high)}"
+            f"{spread.null} {share(spread.excess_share)}, 95 % of resamples {share(spread.low)} to "
+            f"{share(spread.high)}"
         )
     elif spread is not None:
         facts.append(f"no heterogeneity: {spread.reason}")
     if pair.delta is not None:
         delta = pair.delta
         facts.append(
-            f"Δ: signs agree on {_share(delta.sign_agreement)} of {delta.moving:,} common entries "
-            f"({_share(delta.independent_signs)} under independent-signs); cosine "
-            f"{_share(delta.cosine_intersection)} there, {_share(delta.cosine_overall)} over all entries"
+            f"Δ: signs agree on {share(delta.sign_agreement)} of {delta.moving:,} common entries "
+            f"({share(delta.independent_signs)} under independent-signs); cosine "
+            f"{share(delta.cosine_intersection)} there, {share(delta.cosine_overall)} over all entries"
         )
     if pair is report.headline and not pair.convergence and report.base is not None:
         facts.append("no convergence table: finer strata were not counted")
@@ -128,9 +128,9 @@ def convergence_rows(pair: PairRecord) -> list[list[str]]:
             row.scheme,
             f"{row.num_strata:,}",
             f"{row.median_entries:,}",
-            _share(row.in_small_strata),
-            _share(row.jaccard),
-            _share(row.excess_share),
+            share(row.in_small_strata),
+            share(row.jaccard),
+            share(row.excess_share),
             _figure(row.z),
         ]
         for row in pair.convergence
@@ -139,13 +139,13 @@ def convergence_rows(pair: PairRecord) -> list[list[str]]:
 
 def null_rows(overlap: PairOverlap) -> list[list[str]]:
     """Cells under `NULL_HEAD`: observed, then each null."""
-    rows = [["observed", f"{overlap.both:,}", _share(overlap.jaccard), "", "", "", ""]]
+    rows = [["observed", f"{overlap.both:,}", share(overlap.jaccard), "", "", "", ""]]
     return rows + [
         [
             null.null,
             f"{null.expected:,.1f}",
-            _share(null.jaccard),
-            _share(null.excess_share),
+            share(null.jaccard),
+            share(null.excess_share),
             _figure(null.lift),
             _figure(null.odds_ratio),
             _figure(null.z),
@@ -170,11 +170,11 @@ def group_rows(groups: Sequence[GroupOverlap], pair: PairRecord) -> list[list[st
             [
                 group.key,
                 f"{n:,}",
-                _share(found.a / n if n else None),
-                _share(found.b / n if n else None),
-                _share(found.jaccard),
-                *[_share(chance.jaccard) for null, chance in found.nulls.items() if null in RUNGS],
-                _share(found.nulls[pair.ladder.residual_null].excess_share),
+                share(found.a / n if n else None),
+                share(found.b / n if n else None),
+                share(found.jaccard),
+                *[share(chance.jaccard) for null, chance in found.nulls.items() if null in RUNGS],
+                share(found.nulls[pair.ladder.residual_null].excess_share),
             ]
         )
     return rows
@@ -196,23 +196,27 @@ def overlap_markdown(report: OverlapReport) -> bytes:
     lines += [f"- left out: {lost.name}: {lost.reason}" for lost in report.left_out]
     for pair in report.pairs:
         lines += ["", f"## {pair.name}", "", f"{pair.ladder.sentence}.", "", pair_line(pair), ""]
-        lines += _table(NULL_HEAD, null_rows(pair.overall))
+        lines += markdown_table(NULL_HEAD, null_rows(pair.overall))
         lines += ["", *[f"- {fact}" for fact in pair_facts(report, pair)]]
         lines += [f"- warning: {warning}" for warning in pair.ladder.warnings]
         if pair.convergence:
             lines += ["", "The magnitude null under coarser and finer strata:", ""]
-            lines += _table(CONVERGENCE_HEAD, convergence_rows(pair))
+            lines += markdown_table(CONVERGENCE_HEAD, convergence_rows(pair))
     first = report.headline
     for title, groups in (("module", first.by_module), ("layer", first.by_layer)):
         if groups:
             lines += ["", f"## {first.name} by {title}", ""]
-            lines += _table(group_head(title, first), group_rows(groups, first))
+            lines += markdown_table(group_head(title, first), group_rows(groups, first))
     lines += ["", f"Entries changed in exactly k of {len(report.runs)} runs:", ""]
-    lines += _table(("k", "entries"), [[str(k), f"{count:,}"] for k, count in enumerate(report.held_by)])
+    lines += markdown_table(
+        ("k", "entries"), [[str(k), f"{count:,}"] for k, count in enumerate(report.held_by)]
+    )
     return ("\n".join(lines) + "\n").encode()
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, numbers to the right."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -227,9 +231,9 @@ def overlap_latex(report: OverlapReport) -> bytes:
     rows = [
         [
             pair.name,
-            _share(pair.overall.jaccard),
-            *[_share(pair.overall.nulls[null].jaccard) for null in nulls],
-            _share(pair.ladder.residual),
+            share(pair.overall.jaccard),
+            *[share(pair.overall.nulls[null].jaccard) for null in nulls],
+            share(pair.ladder.residual),
         ]
         for pair in report.pairs
     ]
@@ -255,7 +259,7 @@ def _tex(text: str) -> str:
     return escape(text).replace("×", r"$\times$").replace("−", "$-$").replace("|", "$|$")
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
     """Three decimals; never 0 or 1 for what is neither."""
     if value is None:
         return "–"

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsity_audit.report.overlap import OverlapReport
+from sparsity_audit.report.overlap_criteria import CRITERIA_HEAD, criteria_rows
 from sparsity_audit.report.overlap_tables import (
     CONVERGENCE_HEAD,
     NULL_HEAD,
@@ -24,7 +25,7 @@ from sparsity_audit.report.overlap_tables import (
     run_lines,
 )
 
-__all__ = ["print_overlap"]
+__all__ = ["print_criteria", "print_overlap"]
 
 _MAX_PAIRS = 10
 _MAX_ROWS = 48
@@ -67,6 +68,23 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
         _say(console, f"record, tables and figure written to {output}")
 
 
+def print_criteria(reports: Sequence[OverlapReport], *, output: Path | None) -> None:
+    """Print one row a criterion and pair to stdout."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 240)
+    for report in reports:
+        _say(console, f"{report.criterion}: {report.headline.name}", style="bold")
+        _say(console, f"{report.headline.ladder.sentence}.\n")
+    densities = slice(2, 4)  # in the files; a terminal is narrow
+    head, rows = list(CRITERIA_HEAD), criteria_rows(reports)
+    for cells in (head, *rows):
+        del cells[densities]
+    _print_table(console, head, rows)
+    for line in dict.fromkeys(note for report in reports for note in report.notes):
+        _say(console, f"• {line}")
+    if output is not None:
+        _say(console, f"table and figure written to {output}, records to its folders")
+
+
 def _say(console: Console, text: str, *, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
@@ -74,7 +92,8 @@ def _say(console: Console, text: str, *, style: str = "") -> None:
 def _print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        is_text = number == 0 or name == "pair"
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=is_text)
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     console.print(table)
