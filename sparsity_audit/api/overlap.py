@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from sparsity_audit.align.roles import Role, role_of
+from sparsity_audit.api.across_runs import across_runs
 from sparsity_audit.api.diff import diff
 from sparsity_audit.api.overlap_inputs import (
     OpenedRuns,
@@ -25,6 +26,7 @@ from sparsity_audit.api.overlap_inputs import (
     place_of,
     verified,
 )
+from sparsity_audit.api.runs_file import labels_of, question_of
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import OutputError
@@ -32,9 +34,8 @@ from sparsity_audit.masks.algebra import CombinedSource
 from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.passes.many import count_overlaps
-from sparsity_audit.report.output import write_below
 from sparsity_audit.report.overlap import GroupOverlap, LeftOutTensor, OverlapReport, PairRecord, RunRecord
-from sparsity_audit.report.overlap_files import FILE_NAMES, render_overlap
+from sparsity_audit.report.overlap_files import FILE_NAMES, write_overlap
 from sparsity_audit.stats.ladder import attribution
 from sparsity_audit.stats.overlap import MAGNITUDE, PairOverlap, StratumTable, overlap_by, pair_overlap
 from sparsity_audit.types import Criterion, View
@@ -45,7 +46,7 @@ _MAX_WORKERS = 8
 
 
 def overlap(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     *,
     base: str | Path | None = None,
     reference: str | Path | None = None,
@@ -62,9 +63,11 @@ def overlap(
     """Compare what several runs changed, pair by pair, with what chance would give.
 
     Args:
-        runs: Mask directories, or checkpoints tuned from `base`; two or more with `reference`.
+        runs: Mask directories, or checkpoints tuned from `base`; two or more with `reference`. Or one YAML
+            file that lists runs and their factors; what is given here wins over what the file says.
         base: The checkpoint that all runs started from; gives the magnitude null, and checkpoints need it.
-        reference: The run that learned nothing (shuffled rewards, for instance); one of `runs`, or one more.
+        reference: The run that learned nothing (shuffled rewards, for instance); one of `runs`, by path or
+            by its label in the file, or one more.
         criterion: What "changed" means for checkpoints; default that of the masks, else `value`.
         view: `native` or `served`; default that of the masks, else `native`.
         maps: (REGEX, REPL) rules that rename tensors of checkpoints to base names.
@@ -78,42 +81,49 @@ def overlap(
 
     Raises:
         MaskError: The masks do not belong together, one is damaged, or `base` is not theirs.
-        UsageError: Fewer than two runs, or one given twice.
+        UsageError: Fewer than two runs, or one given twice; a file of runs that is not understood.
         SparsityAuditError: As `diff` of a checkpoint.
     """
     note = on_note or (lambda _text: None)
-    given = named_runs(runs, reference)
+    asked = question_of(runs, base=base, reference=reference, criterion=criterion, view=view)
+    base, reference = asked.base, asked.reference
+    given = named_runs(asked.runs, reference)
+    control = None if reference is None else place_of(given, reference)
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     if output is not None:
         _verify_output(Path(output), given, overwrite=overwrite)
     with ExitStack() as stack:
         make = partial(diff, maps=maps, stats="counts", workers=workers, on_note=note)
-        inputs = open_runs(given, stack, base=base, criterion=criterion, view=view, make=make, note=note)
+        inputs = open_runs(
+            given, stack, base=base, criterion=asked.criterion, view=asked.view, make=make, note=note
+        )
         readers = [stack.enter_context(MaskReader(catalogue)) for catalogue in inputs.masks]
         combined, notes = verified(given, readers, force=force)
         catalogue = None if base is None else open_checkpoint(base)
         grouping = None if catalogue is None else base_strata(inputs, readers, catalogue, stack, force=force)
-        tables = count_overlaps(inputs.masks, combined.tensors, grouping=grouping, workers=workers)
+        learned = [place for place in range(len(given)) if place != control]
+        tables = count_overlaps(
+            inputs.masks, combined.tensors, grouping=grouping, core_of=learned, workers=workers
+        )
         if catalogue is not None:
             catalogue.verify_unchanged()
-    report = _build(inputs, given, reference, tables, catalogue, combined, notes)
+    report = _build(inputs, given, labels_of(asked, given), control, tables, catalogue, combined, notes)
+    report = across_runs(report, tables, asked.levels)
     if output is not None:
-        for name, data in render_overlap(report, figures=figures).items():
-            write_below(Path(output), name, data)
+        write_overlap(report, Path(output), figures=figures)
     return report
 
 
 def _build(
     inputs: OpenedRuns,
     given: Sequence[str],
-    reference: str | Path | None,
+    labels: Sequence[str],
+    control: int | None,
     tables: Sequence[StratumTable],
     base: Catalogue | None,
     combined: CombinedSource,
     notes: tuple[str, ...],
 ) -> OverlapReport:
-    control = None if reference is None else place_of(given, reference)
-    labels = _labels(given)
     compared = sum(int(table.entries.sum()) for table in tables)
     if base is None:
         notes = (*notes, "no magnitude null: it needs the weights of the base; --base BASE adds it")
@@ -121,7 +131,6 @@ def _build(
     config = {} if base is None else base.config
     keys = _Keys({table.tensor: role_of(table.tensor, config) for table in tables})
     pairs = sorted(combinations(range(len(given)), 2), key=lambda pair: control in pair)
-    parts = range(len(given) + 1)
     return OverlapReport(
         tool=tool_name(),
         criterion=combined.metadata.criterion,
@@ -140,7 +149,6 @@ def _build(
             for r in range(len(given))
         ),
         pairs=tuple(_pair(tables, r, q, labels, control, keys, has_base=base is not None) for r, q in pairs),
-        held_by=tuple(sum(int(table.core[k].sum()) for table in tables) for k in parts),
         left_out=tuple(LeftOutTensor(name=lost.name, reason=lost.reason) for lost in combined.left_out),
         notes=notes,
     )
@@ -196,11 +204,6 @@ class _Keys:
 
     def module(self, name: str) -> str:
         return self._roles[name].module
-
-
-def _labels(given: Sequence[str]) -> list[str]:
-    names = [Path(text).name or text for text in given]
-    return [name if names.count(name) == 1 else text for name, text in zip(names, given, strict=True)]
 
 
 def _verify_output(folder: Path, given: Sequence[str], *, overwrite: bool) -> None:

@@ -10,8 +10,12 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from sparsity_audit.report.latex import escape
+from sparsity_audit.report.across_tables import across_markdown
 from sparsity_audit.report.overlap import GroupOverlap, OverlapReport, PairRecord
+from sparsity_audit.report.overlap_text import figure_text as _figure
+from sparsity_audit.report.overlap_text import latex_table as _latex
+from sparsity_audit.report.overlap_text import markdown_table as _table
+from sparsity_audit.report.overlap_text import share_text as _share
 from sparsity_audit.stats.overlap import PairOverlap
 
 __all__ = [
@@ -131,6 +135,7 @@ def overlap_markdown(report: OverlapReport) -> bytes:
     ]
     lines += [f"- {line}" for line in (*run_lines(report), *report.notes)]
     lines += [f"- left out: {lost.name}: {lost.reason}" for lost in report.left_out]
+    lines += across_markdown(report)
     for pair in report.pairs:
         lines += ["", f"## {pair.name}", "", f"{pair.ladder.sentence}.", "", pair_line(pair), ""]
         lines += _table(NULL_HEAD, null_rows(pair.overall))
@@ -140,16 +145,7 @@ def overlap_markdown(report: OverlapReport) -> bytes:
         if groups:
             lines += ["", f"## {first.name} by {title}", ""]
             lines += _table(group_head(title, first), group_rows(groups, first))
-    lines += ["", f"Entries changed in exactly k of {len(report.runs)} runs:", ""]
-    lines += _table(("k", "entries"), [[str(k), f"{count:,}"] for k, count in enumerate(report.held_by)])
     return ("\n".join(lines) + "\n").encode()
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(head), "|---" + "|---:" * (len(head) - 1) + "|", *[line(row) for row in rows]]
 
 
 def overlap_latex(report: OverlapReport) -> bytes:
@@ -169,36 +165,4 @@ def overlap_latex(report: OverlapReport) -> bytes:
     caption = "Jaccard overlap of the changed entries, observed and expected under each null. " + "; ".join(
         run_lines(report)
     )
-    lines = [
-        *(
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{_tex(caption)}.}}",
-        ),
-        rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        *(r"    \toprule", rf"    {' & '.join(_tex(cell) for cell in head)} \\", r"    \midrule"),
-        *[rf"    {' & '.join(_tex(cell) for cell in row)} \\" for row in rows],
-        *(r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""),
-    ]
-    return "\n".join(lines).encode()
-
-
-def _tex(text: str) -> str:
-    return escape(text).replace("×", r"$\times$").replace("−", "$-$").replace("|", "$|$")
-
-
-def _share(value: float | None) -> str:
-    """Three decimals; never 0 or 1 for what is neither."""
-    if value is None:
-        return "–"
-    text = f"{value:.3f}"
-    if value != 0 and abs(value) < 0.0005:
-        text = f"{value:.0e}"
-    elif value < 1 and text == "1.000":
-        text = ">0.999"
-    return text.replace("-", "−")
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+    return _latex(caption, head, rows)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparsity_audit.report.across_tables import across_sections
 from sparsity_audit.report.overlap import OverlapReport
 from sparsity_audit.report.overlap_tables import (
     NULL_HEAD,
@@ -23,8 +24,9 @@ from sparsity_audit.report.overlap_tables import (
 
 __all__ = ["print_overlap"]
 
-_MAX_PAIRS = 10
+_MAX_PAIRS = 3
 _MAX_ROWS = 48
+_MAX_COLUMNS = 20
 
 
 def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
@@ -37,6 +39,7 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
     for line in run_lines(report):
         _say(console, line)
     console.print()
+    _print_across(console, report)
     for pair in report.pairs[:_MAX_PAIRS]:
         _say(console, pair.name, style="bold")
         _say(console, pair_line(pair))
@@ -57,7 +60,21 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
     for line in (*report.notes, *[f"left out: {lost.name}: {lost.reason}" for lost in report.left_out]):
         _say(console, f"• {line}")
     if output is not None:
-        _say(console, f"record, tables and figure written to {output}")
+        _say(console, f"record, tables and figures written to {output}")
+
+
+def _print_across(console: Console, report: OverlapReport) -> None:
+    for section in across_sections(report):
+        _say(console, section.title, style="bold")
+        for line in section.lines:
+            _say(console, f"{line}.")
+        if len(section.head) > _MAX_COLUMNS:
+            _say(console, f"{len(section.rows):,} rows and columns, all in summary.md and matrix.csv")
+        elif section.head:
+            _print_table(console, section.head, section.rows[:_MAX_ROWS])
+        for note in section.notes:
+            _say(console, f"  • {note}")
+        console.print()
 
 
 def _say(console: Console, text: str, *, style: str = "") -> None:

@@ -2,8 +2,8 @@
 
 Contract: pure. The R runs are those whose agreement the tables count (`core_of`). Under a null each run
 changes an entry of stratum s with probability a_rs/n_s, independently, so that the number of runs is
-Poisson-binomial in each stratum; strata are tensors × |w| (`magnitude`), tensors (`per-tensor`), or everything
-(`uniform`). Expected numbers are sums of n_s · P_s(k), by `math.fsum`.
+Poisson-binomial in each stratum; strata are tensors × |w| (`magnitude`), tensors (`per-tensor`), or
+everything (`uniform`). Expected numbers are sums of n_s · P_s(k), by `math.fsum`.
 """
 
 from __future__ import annotations
