@@ -114,8 +114,8 @@ def read_runs(path: str | Path) -> RunsQuestion:
     document = read_yaml(path, holding="runs")
     refuse_unknown(label, document, _TOP_KEYS)
     rows = document.get("runs")
-    if not isinstance(rows, list) or len(rows) < 2:
-        raise UsageError(label, "lists fewer than two runs", expected="`runs:` with two entries or more")
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(label, "lists no runs", expected="`runs:` with two entries or more")
     maps = [as_map(f"{label}: run {number}", row) for number, row in enumerate(rows, 1)]
     runs = tuple(
         _place(f"{label}: run {number}, run", row.get("run"), folder) for number, row in enumerate(maps, 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sparsity_audit.report.across_runs import Cells, FactorRecord, FactorTable, OverlapMatrix, OverRuns
 from sparsity_audit.report.overlap import OverlapReport
-from sparsity_audit.report.overlap_text import figure_text, markdown_table, share_text
+from sparsity_audit.report.overlap_text import count_text, figure_text, markdown_table, share_text
 from sparsity_audit.stats.consensus import Consensus
 from sparsity_audit.stats.factors import Contrast, FactorEffect
 from sparsity_audit.stats.overlap import NULL_ORDER
@@ -31,8 +31,8 @@ __all__ = [
 
 _ALL, _MATCHED, _ALONE = "all pairs", "others matched", "this alone"
 _FACTOR_SCOPES = (
-    f"{_MATCHED}: among pairs that differ in the same other factors, labels permuted among runs alike in all of "
-    f"them; {_ALONE}: pairs that differ in no other factor"
+    f"{_MATCHED}: among pairs that differ in the same other factors, labels permuted among runs alike in "
+    f"all of them; {_ALONE}: pairs that differ in no other factor"
 )
 
 
@@ -198,11 +198,11 @@ def consensus_section(found: Consensus) -> Section:
     core, top = found.cores[-1], nulls[-1]
     rows = []
     for k, count in enumerate(found.observed):
-        expected = [f"{found.expected[null][k]:,.1f}" for null in nulls]
+        expected = [count_text(found.expected[null][k]) for null in nulls]
         least = found.cores[k - 1] if k else None
-        tail = ["", ""] if least is None else [f"{least.observed:,}", f"{least.expected[top]:,.1f}"]
+        tail = ["", ""] if least is None else [f"{least.observed:,}", count_text(least.expected[top])]
         rows.append((str(k), f"{count:,}", *expected, *tail))
-    chances = ", ".join(f"{null} {core.expected[null]:,.1f}" for null in nulls)
+    chances = ", ".join(f"{null} {count_text(core.expected[null])}" for null in nulls)
     return Section(
         title=f"Consensus of {runs:,} runs",
         lines=(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sparsity_audit.report.latex import escape
 
-__all__ = ["figure_text", "latex_table", "markdown_table", "share_text"]
+__all__ = ["count_text", "figure_text", "latex_table", "markdown_table", "share_text"]
 
 
 def share_text(value: float | None) -> str:
@@ -23,6 +23,11 @@ def share_text(value: float | None) -> str:
     elif value < 1 and text == "1.000":
         text = ">0.999"
     return text.replace("-", "−")
+
+
+def count_text(value: float) -> str:
+    """An expected number of entries to one decimal; never 0 for what is not."""
+    return f"{value:.0e}".replace("-", "−") if 0 < value < 0.05 else f"{value:,.1f}"
 
 
 def figure_text(value: float | None) -> str:
