@@ -25,7 +25,8 @@ def across_latex(report: OverlapReport) -> dict[str, bytes]:
 
 
 def _table(report: OverlapReport, section: Section) -> bytes:
-    """The section's sentences are the caption, and then what was compared."""
-    parts = [section.title, *section.lines, *section.notes, "; ".join(run_lines(report))]
+    """The section's sentences are the caption, and then what was compared; notes on cells are comments."""
+    parts = [section.title, *section.lines, "; ".join(run_lines(report))]
     joined = " ".join(part if part.endswith("?") else f"{part}." for part in parts).removesuffix(".")
-    return latex_table(joined, section.head, section.rows)
+    notes = "".join(f"% {note}\n" for note in section.notes)
+    return notes.encode() + latex_table(joined, section.head, section.rows)

@@ -205,6 +205,25 @@ def test_latex_tables_have_as_many_cells_as_columns(report):
         assert "criterion value, native view" in text
 
 
+def test_the_guide_prints_the_factors_of_the_largest_movements_as_they_are():
+    report = overlap(EXAMPLE, criterion="top:1%")
+    files = render_overlap(report, figures=False)
+    guide = (EXAMPLE.parents[1] / "docs" / "guide" / "factors.md").read_text()
+    lines = files["summary.md"].decode().splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith(("| algorithm |", "| seed |", "| rewards |"))
+    ]
+    assert len(rows) == 9
+    for cells in rows:
+        shown = [cell for place, cell in enumerate(cells) if place not in (4, 7)]
+        assert f"| {' | '.join(shown)} |".replace("|  |", "| |").replace("|  |", "| |") in guide
+    assert report.consensus.cores[-1].observed == 198
+    assert report.consensus.cores[-2].observed == 671
+    assert "% seed, all pairs: no p: 8 distinct" in files["tables/factors.tex"].decode()
+
+
 def _write(folder: Path, bits: np.ndarray) -> Path:
     tensor = MaskTensor(
         name="model.layers.0.mlp.up_proj.weight", shape=bits.shape, compared=((0, len(bits)),)
