@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.masks import mask_ops as mask_ops
     from sparsity_audit.api.masks import mask_random as mask_random
     from sparsity_audit.api.overlap import overlap as overlap
+    from sparsity_audit.api.overlap import overlap_criteria as overlap_criteria
     from sparsity_audit.api.pairs import diff_pairs as diff_pairs
     from sparsity_audit.api.presets import apply_preset as apply_preset
     from sparsity_audit.api.render import load_report as load_report
@@ -53,6 +54,7 @@ _HOMES = {
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
     "overlap": "api.overlap",
+    "overlap_criteria": "api.overlap",
     "plan_diff": "api.diff",
     "plot": "api.render",
     "render": "api.render",

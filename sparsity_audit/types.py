@@ -270,6 +270,18 @@ class Criterion:
         )
 
     @classmethod
+    def parse_several(cls, text: str) -> tuple[Criterion, ...]:
+        """The criteria of a list: `top:1%,5%,20%` is short for `top:1%,top:5%,top:20%`. Raises UsageError."""
+        found: list[Criterion] = []
+        for item in text.split(","):
+            is_short = bool(found) and found[-1].parameter > 0 and item.strip()[:1].isdigit()
+            found.append(cls.parse(f"{found[-1].kind}:{item.strip()}" if is_short else item))
+        doubled = next((c.key for n, c in enumerate(found) if c in found[:n]), None)
+        if doubled is not None:
+            raise UsageError(f"criteria {text!r}", f"{doubled} is given twice", expected="different ones")
+        return tuple(found)
+
+    @classmethod
     def _parse_top(cls, rest: str) -> Criterion:
         amount, _, scope = rest.partition(":")
         if scope not in ("", "tensor", "global"):

@@ -114,3 +114,17 @@ def test_a_tensor_is_a_matrix_of_its_last_axis(shape, matrix):
 def test_a_byte_range_does_not_run_backwards():
     with pytest.raises(AssertionError):
         ByteRange(start=4, stop=3)
+
+
+def test_a_list_of_criteria_repeats_the_kind_before_it() -> None:
+    found = Criterion.parse_several("top:1%,5%:tensor,20%")
+    assert [c.key for c in found] == ["top:1%", "top:5%:tensor", "top:20%"]
+    assert [c.key for c in Criterion.parse_several("value,atol:1e-5,1e-6")] == [
+        "value",
+        "atol:1e-5",
+        "atol:1e-6",
+    ]
+    with pytest.raises(UsageError, match="given twice"):
+        Criterion.parse_several("atol:1e-5,atol:1e-05")
+    with pytest.raises(UsageError, match="not understood"):
+        Criterion.parse_several("value,5")

@@ -11,19 +11,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import MaskError, UsageError
 from sparsity_audit.masks.algebra import CombinedSource, Operand
 from sparsity_audit.masks.metadata import UNSPECIFIED
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader, open_mask
 from sparsity_audit.masks.shards import INDEX_NAME
-from sparsity_audit.passes.base_strata import StrataGrouping
+from sparsity_audit.passes.base_strata import MagnitudeGrouping, StrataGrouping
+from sparsity_audit.passes.deltas import sum_deltas
+from sparsity_audit.stats.agreement import DeltaAgreement, delta_agreement
 from sparsity_audit.types import Criterion, View
 
-__all__ = ["OpenedRuns", "base_strata", "named_runs", "open_runs", "place_of", "verified"]
+__all__ = ["OpenedRuns", "agreement", "base_strata", "named_runs", "open_runs", "place_of", "verified"]
 
 
 def named_runs(runs: Sequence[str | Path], reference: str | Path | None) -> list[str]:
@@ -127,12 +131,18 @@ def _question(
 
 def base_strata(
     inputs: OpenedRuns, readers: Sequence[MaskReader], base: Catalogue, stack: ExitStack, *, force: bool
-) -> StrataGrouping:
-    """Strata of the base's weights. Raises MaskError where it is not known to be the masks' base."""
+) -> tuple[StrataGrouping, MagnitudeGrouping]:
+    """Strata of the base's weights, and finer ones.
+
+    Raises:
+        MaskError: The base is not known to be the masks' base.
+    """
     made = [reader for reader, kind in zip(readers, inputs.kinds, strict=True) if kind == "checkpoint"]
     like = made[0] if made else min(readers, key=lambda reader: len(reader.tensors))
     # A mask made from this base a moment ago needs no proof of it, and the others share its base.
-    return stack.enter_context(closing(StrataGrouping(like, base, force=force or bool(made))))
+    strata = StrataGrouping(like, base, force=force or bool(made))
+    finer = MagnitudeGrouping(like, base, force=True)  # the same base, which was verified a line above
+    return stack.enter_context(closing(strata)), stack.enter_context(closing(finer))
 
 
 def verified(
@@ -164,3 +174,32 @@ def verified(
             )
         notes.append(f"forced: {subject}: {found}; only common rows are counted")
     return combined, tuple(notes)
+
+
+def agreement(
+    inputs: OpenedRuns,
+    given: Sequence[str],
+    base: Catalogue | None,
+    *,
+    view: str,
+    maps: Sequence[tuple[str, str]],
+    workers: int,
+) -> tuple[dict[tuple[int, int], DeltaAgreement], list[str]]:
+    """Signs and cosines of the Δ of every pair of checkpoints, and what a reader must know of them."""
+    places = [place for place, kind in enumerate(inputs.kinds) if kind == "checkpoint"]
+    if base is None or len(places) < 2:
+        return {}, ["no signs and cosines of Δ: they need two runs given as checkpoints"]
+    found = sum_deltas(
+        base,
+        [open_checkpoint(given[place]) for place in places],
+        [inputs.masks[place] for place in places],
+        maps=maps,
+        view=View(view),
+        workers=workers,
+    )
+    notes = [
+        f"Δ of {name}: {reason}; left out of signs and cosines" for name, reason in found.left_out.items()
+    ]
+    return {
+        (r, q): delta_agreement(found.sums, i, j) for (i, r), (j, q) in combinations(enumerate(places), 2)
+    }, notes

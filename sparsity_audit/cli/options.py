@@ -13,6 +13,7 @@ from sparsity_audit.errors import UsageError
 from sparsity_audit.types import Criterion
 
 __all__ = [
+    "CRITERIA",
     "CRITERION",
     "MAP_RULE",
     "OUTPUT_PATH",
@@ -75,6 +76,24 @@ class _OutputPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _CriteriaType(click.ParamType):
+    name = "criteria"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[Criterion, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return Criterion.parse_several(str(value))
+        except UsageError as error:
+            self.fail(f"{error.subject} {error.found}; expected {error.expected}", param, ctx)
+
+
+CRITERIA = _CriteriaType()
 CRITERION = _CriterionType()
 MAP_RULE = _MapRuleType()
 OUTPUT_PATH = _OutputPath(path_type=Path)

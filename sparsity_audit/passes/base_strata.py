@@ -12,7 +12,7 @@ import numpy as np
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE
-from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
+from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of, to_float64
 from sparsity_audit.errors import MaskError
 from sparsity_audit.masks.bitmask import Block
 from sparsity_audit.masks.metadata import MaskTensor
@@ -21,9 +21,10 @@ from sparsity_audit.masks.sampling import OUTSIDE, UniformGrouping
 from sparsity_audit.passes.execute import OpenFiles
 from sparsity_audit.types import DType, TensorSpec
 
-__all__ = ["StrataGrouping", "base_fingerprint"]
+__all__ = ["MagnitudeGrouping", "StrataGrouping", "base_fingerprint"]
 
 _CHUNK_ENTRIES = 1 << 18
+_MAGNITUDE_BITS = 15
 _EXACT_IN_BF16 = frozenset({DType.BF16, DType.F8_E4M3, DType.F8_E5M2})
 
 
@@ -61,31 +62,45 @@ class StrataGrouping(UniformGrouping):
 
     def num_groups(self, name: str) -> int:
         """Strata of the tensor's dtype in the mask's view."""
-        dtype = self._view_dtype(name)
+        dtype = self.view_dtype(name)
         return 2 * dtype.layout.num_exponents if dtype.kind == "float" else 1
 
     def groups(self, name: str, block: Block) -> np.ndarray:
         """Stratum of each entry's base code."""
         compared = super().groups(name, block)
-        spec, dtype = self._specs[name], self._view_dtype(name)
+        dtype = self.view_dtype(name)
         if dtype.kind != "float":
             return compared
+        codes = self.stored_codes(name, block)
+        if dtype is not self.stored_dtype(name):
+            rounded = np.empty(codes.shape, dtype=np.uint16)
+            self._kernel.to_bf16(codes, self.stored_dtype(name), rounded)
+            codes = rounded
+        return np.where(compared == OUTSIDE, OUTSIDE, self._groups_of(codes, dtype)).astype(np.int16)
+
+    def stored_codes(self, name: str, block: Block) -> np.ndarray:
+        """The base's codes of a block in row-major order, as stored."""
+        spec = self._specs[name]
         codes = np.empty(block.num_entries, dtype=CODE_DTYPE[spec.dtype.itemsize])
         read_entries(self._files[spec.file], spec, block.first_entry, codes.view(np.uint8).data)
-        if dtype is not spec.dtype:
-            rounded = np.empty(codes.shape, dtype=np.uint16)
-            self._kernel.to_bf16(codes, spec.dtype, rounded)
-            codes = rounded
-        return np.where(compared == OUTSIDE, OUTSIDE, strata_of(codes, dtype)).astype(np.int16)
+        return codes
+
+    def stored_dtype(self, name: str) -> DType:
+        """How the base stores a tensor."""
+        return self._specs[name].dtype
+
+    def view_dtype(self, name: str) -> DType:
+        """The dtype whose codes have the strata: bf16 where the mask's view rounds to it."""
+        dtype = self._specs[name].dtype
+        rounds = self._served and dtype.kind == "float" and dtype not in _EXACT_IN_BF16
+        return DType.BF16 if rounds else dtype
+
+    def _groups_of(self, codes: np.ndarray, dtype: DType) -> np.ndarray:
+        return strata_of(codes, dtype)
 
     def close(self) -> None:
         """Close the base's files."""
         self._files.close()
-
-    def _view_dtype(self, name: str) -> DType:
-        dtype = self._specs[name].dtype
-        rounds = self._served and dtype.kind == "float" and dtype not in _EXACT_IN_BF16
-        return DType.BF16 if rounds else dtype
 
     def _verify_base(self, tensor: MaskTensor, spec: TensorSpec, base: Catalogue) -> None:
         expected = tensor.fingerprints[0]
@@ -104,6 +119,34 @@ class StrataGrouping(UniformGrouping):
                 expected=f"{expected:016x}, of the base the mask was made from",
                 remedy="give that base checkpoint; --force matches to this one all the same",
             )
+
+
+class MagnitudeGrouping(StrataGrouping):
+    """Groups are the upper 15 bits of the code of |w_base|, ascending with |w|: finer than `magnitude`.
+
+    That is the whole code of a 16-bit number, and exponent and 7 bits of the mantissa of fp32. Arguments and
+    errors are those of `StrataGrouping`.
+    """
+
+    def num_groups(self, name: str) -> int:
+        """2¹⁵ where the tensor holds floats."""
+        return 1 << _MAGNITUDE_BITS if self.view_dtype(name).kind == "float" else 1
+
+    def magnitudes(self, name: str, groups: np.ndarray) -> np.ndarray:
+        """|w| of groups (the smallest of a group of several numbers), float64; zeros for integers."""
+        dtype = self.view_dtype(name)
+        if dtype.kind != "float":
+            return np.zeros(len(groups))
+        code = CODE_DTYPE[dtype.itemsize].type
+        return to_float64(groups.astype(code) << code(_dropped_bits(dtype)), dtype)
+
+    def _groups_of(self, codes: np.ndarray, dtype: DType) -> np.ndarray:
+        code = CODE_DTYPE[dtype.itemsize].type
+        return (codes & code((1 << 8 * dtype.itemsize - 1) - 1)) >> code(_dropped_bits(dtype))
+
+
+def _dropped_bits(dtype: DType) -> int:
+    return max(8 * dtype.itemsize - 1 - _MAGNITUDE_BITS, 0)
 
 
 def base_fingerprint(tensor: MaskTensor, spec: TensorSpec, files: OpenFiles, kernel: NumpyKernel) -> int:

@@ -29,7 +29,16 @@ from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit, block
 from sparsity_audit.seams import reached
 from sparsity_audit.stats.tally import Tally
 
-__all__ = ["BitSink", "OpenFiles", "descaler", "in_threads", "read_blocks", "read_values", "run_plan"]
+__all__ = [
+    "BitSink",
+    "OpenFiles",
+    "descaler",
+    "in_threads",
+    "read_blocks",
+    "read_part",
+    "read_values",
+    "run_plan",
+]
 
 _Result = TypeVar("_Result")
 _Unit = TypeVar("_Unit")
@@ -205,8 +214,8 @@ def read_blocks(
         first, shape = block.row * cols + block.col, (block.num_rows, block.num_cols)
         yield (
             block,
-            _read(pair.base, base, "base", first, shape),
-            _read(pair.tuned, tuned, "tuned", first, shape),
+            read_part(pair.base, base, "base", first, shape),
+            read_part(pair.tuned, tuned, "tuned", first, shape),
         )
     for catalogue, part in ((plan.base, pair.base), (plan.tuned, pair.tuned)):
         catalogue.files[part.spec.file].verify_unchanged()
@@ -239,9 +248,10 @@ def read_values(
         yield block, of_base(base_codes, **where), of_tuned(tuned_codes, **where)
 
 
-def _read(
+def read_part(
     part: TensorSlice, files: OpenFiles, side: str, first_entry: int, shape: tuple[int, int]
 ) -> np.ndarray:
+    """Stored codes of some entries of a part, in this thread's buffer of that name, until the next."""
     itemsize = part.spec.dtype.itemsize
     view = _buffer(side, shape[0] * shape[1] * itemsize)
     if len(view):

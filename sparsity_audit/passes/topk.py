@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_audit.compare.convert import widen
-from sparsity_audit.compare.numpy_kernel import NumpyKernel, integer_distance, to_float64
+from sparsity_audit.compare.deltas import codes_in_view, float_deltas
+from sparsity_audit.compare.numpy_kernel import integer_distance
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.passes.execute import BitSink, OpenFiles, in_threads, read_values
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
-from sparsity_audit.types import Criterion, DType, View
+from sparsity_audit.types import Criterion, View
 
 __all__ = ["PairSelection", "TopSelection", "select_top"]
 
@@ -329,22 +329,12 @@ def _with_prefix(
 
 def _delta_codes(base: np.ndarray, tuned: np.ndarray, spec: PairSpec, view: View) -> np.ndarray:
     """float64 codes of |Δ|; 0 where Δ is 0 or NaN and for opaque storage. Larger code, larger |Δ|."""
-    dtype = spec.native_dtype
-    if view is View.SERVED and spec.has_served_view:
-        kernel, rounded = NumpyKernel(), []
-        for codes, stored in ((base, spec.base), (tuned, spec.tuned)):
-            out = np.empty(codes.shape, dtype=np.uint16)
-            kernel.to_bf16(codes, stored, out)
-            rounded.append(out)
-        base, tuned, dtype = rounded[0], rounded[1], DType.BF16
-    else:
-        base, tuned = widen(base, spec.base, dtype), widen(tuned, spec.tuned, dtype)
+    base, tuned, dtype = codes_in_view(base, tuned, spec, view)
     if dtype.kind == "opaque":
         return np.zeros(base.shape, dtype=np.uint64)
     if dtype.kind != "float":
         return integer_distance(base, tuned, dtype).astype(np.float64).view(np.uint64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        delta = np.abs(to_float64(tuned, dtype) - to_float64(base, dtype))
+    delta = np.abs(float_deltas(base, tuned, dtype))
     return np.where(np.isnan(delta), 0.0, delta).view(np.uint64)
 
 

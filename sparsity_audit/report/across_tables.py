@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sparsity_audit.report.across_runs import Cells, FactorRecord, FactorTable, OverlapMatrix, OverRuns
 from sparsity_audit.report.overlap import OverlapReport
-from sparsity_audit.report.overlap_text import count_text, figure_text, markdown_table, share_text
+from sparsity_audit.report.overlap_text import digits, expected_entries, markdown_table, share
 from sparsity_audit.stats.consensus import Consensus
 from sparsity_audit.stats.factors import Contrast, FactorEffect
 from sparsity_audit.stats.overlap import NULL_ORDER
@@ -84,12 +84,12 @@ def factors_section(table: FactorTable) -> Section:
     """Three rows a factor: all pairs, pairs matched by the other factors, pairs that differ in it alone."""
     rows, notes = [], []
     for record in table.factors:
-        for compared, share, jaccard in _contrasts(record):
-            rows.append((record.factor, compared, *_contrast_cells(share, jaccard)))
-            if share.permutation.reason is not None:
-                notes.append(f"{record.factor}, {compared}: no p: {share.permutation.reason}")
-            elif share.permutation.draws is not None:
-                draws, of = share.permutation.draws, share.permutation.arrangements
+        for compared, excess, jaccard in _contrasts(record):
+            rows.append((record.factor, compared, *_contrast_cells(excess, jaccard)))
+            if excess.permutation.reason is not None:
+                notes.append(f"{record.factor}, {compared}: no p: {excess.permutation.reason}")
+            elif excess.permutation.draws is not None:
+                draws, of = excess.permutation.draws, excess.permutation.arrangements
                 notes.append(f"{record.factor}, {compared}: p from {draws:,} of {of:,} arrangements")
         rows.append((record.factor, _ALONE, "", "", "", *_alone_cells(record), "", ""))
     return Section(
@@ -116,17 +116,17 @@ def _contrasts(record: FactorRecord) -> Iterator[tuple[str, Contrast, Contrast]]
     yield _MATCHED, record.excess_share.controlled, record.jaccard.controlled
 
 
-def _contrast_cells(share: Contrast, jaccard: Contrast) -> tuple[str, ...]:
+def _contrast_cells(excess: Contrast, jaccard: Contrast) -> tuple[str, ...]:
     return (
-        *(f"{share.same_pairs:,}", share_text(share.same), share_text(jaccard.same)),
-        *(f"{share.differ_pairs:,}", share_text(share.differ), share_text(jaccard.differ)),
-        *(share_text(share.difference), figure_text(share.permutation.p)),
+        *(f"{excess.same_pairs:,}", share(excess.same), share(jaccard.same)),
+        *(f"{excess.differ_pairs:,}", share(excess.differ), share(jaccard.differ)),
+        *(share(excess.difference), digits(excess.permutation.p)),
     )
 
 
 def _alone_cells(record: FactorRecord) -> tuple[str, str, str]:
-    share = record.excess_share
-    return f"{share.only_pairs:,}", share_text(share.only), share_text(record.jaccard.only)
+    excess = record.excess_share
+    return f"{excess.only_pairs:,}", share(excess.only), share(record.jaccard.only)
 
 
 def matrix_sections(matrix: OverlapMatrix) -> list[Section]:
@@ -161,7 +161,7 @@ def _matrix_rows(runs: Sequence[str], cells: Cells) -> tuple[tuple[str, ...], ..
     return tuple(
         (
             f"{r + 1} {run}",
-            *("" if q == r else share_text(value) for q, value in enumerate(row)),
+            *("" if q == r else share(value) for q, value in enumerate(row)),
         )
         for r, (run, row) in enumerate(zip(runs, cells, strict=True))
     )
@@ -174,9 +174,9 @@ def _over_runs(over: OverRuns) -> Section:
     rows = tuple(
         (
             name,
-            share_text(found.mean),
-            share_text(found.standard_error),
-            "–" if found.low is None else f"{share_text(found.low)} … {share_text(found.high)}",
+            share(found.mean),
+            share(found.standard_error),
+            "–" if found.low is None else f"{share(found.low)} … {share(found.high)}",
         )
         for name, found in figures.items()
     )
@@ -198,17 +198,17 @@ def consensus_section(found: Consensus) -> Section:
     core, top = found.cores[-1], nulls[-1]
     rows = []
     for k, count in enumerate(found.observed):
-        expected = [count_text(found.expected[null][k]) for null in nulls]
+        expected = [expected_entries(found.expected[null][k]) for null in nulls]
         least = found.cores[k - 1] if k else None
-        tail = ["", ""] if least is None else [f"{least.observed:,}", count_text(least.expected[top])]
+        tail = ["", ""] if least is None else [f"{least.observed:,}", expected_entries(least.expected[top])]
         rows.append((str(k), f"{count:,}", *expected, *tail))
-    chances = ", ".join(f"{null} {count_text(core.expected[null])}" for null in nulls)
+    chances = ", ".join(f"{null} {expected_entries(core.expected[null])}" for null in nulls)
     return Section(
         title=f"Consensus of {runs:,} runs",
         lines=(
             f"Changed in all {runs:,} runs: {core.observed:,} entries",
             f"Expected if runs were independent: {chances}",
-            f"Excess share over {top}: {share_text(core.excess_share[top])}",
+            f"Excess share over {top}: {share(core.excess_share[top])}",
         ),
         head=(
             *("runs k", "changed in exactly k", *(f"{null} expects" for null in nulls)),

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparsity_audit.report.across_runs import FactorTable, OverlapMatrix, OverRuns
+from sparsity_audit.stats.agreement import DeltaAgreement
 from sparsity_audit.stats.consensus import Consensus
+from sparsity_audit.stats.finer import ConvergenceRow
 from sparsity_audit.stats.ladder import Ladder
 from sparsity_audit.stats.overlap import PairOverlap
+from sparsity_audit.stats.phantom import PhantomDensity
+from sparsity_audit.stats.uncertainty import Heterogeneity
 
 __all__ = [
     "OVERLAP_FORMAT",
@@ -22,6 +26,7 @@ __all__ = [
     "OverlapReport",
     "PairRecord",
     "RunRecord",
+    "WalkRecord",
     "overlap_json_schema",
     "overlap_to_json",
 ]
@@ -76,6 +81,10 @@ class PairRecord:
         by_layer: The same by layer; tensors outside of layers are left out.
         by_module: By module type.
         by_tensor: By tensor.
+        convergence: Chance under coarser and finer strata than `magnitude`; empty where not counted.
+        phantom: Densities of the phantoms; None where there is no phantom null.
+        heterogeneity: How the excess share over the ladder's highest rung varies over tensors.
+        delta: Signs and cosine of the two Δ; None where not both runs are checkpoints.
     """
 
     a: str
@@ -85,11 +94,36 @@ class PairRecord:
     by_layer: tuple[GroupOverlap, ...]
     by_module: tuple[GroupOverlap, ...]
     by_tensor: tuple[GroupOverlap, ...]
+    convergence: tuple[ConvergenceRow, ...]
+    phantom: PhantomDensity | None
+    heterogeneity: Heterogeneity | None
+    delta: DeltaAgreement | None
 
     @property
     def name(self) -> str:
         """Both labels."""
         return f"{self.a} × {self.b}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalkRecord:
+    """Two simulated walks of weights stored in bf16, which know nothing but base, steps and step size.
+
+    Args:
+        steps: Number of steps, each rounded to bf16.
+        lr: Size of each; its sign is a fair coin.
+        seed: Of the coins.
+        entries: Weights that walk: those stored in bf16.
+        density: Share of them that ends elsewhere; the walk's own, to be read beside the runs'.
+        jaccard: Of two walks.
+    """
+
+    steps: int
+    lr: float
+    seed: int
+    entries: int
+    density: float | None
+    jaccard: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +148,7 @@ class OverlapReport:
         compared: Entries compared in every run.
         runs: The runs.
         pairs: Every pair; the first one is the headline.
+        walk: The walk that was asked for.
         left_out: Tensors that were not used.
         notes: What a reader must know: forced differences, nulls that are absent and why.
         consensus: In how many runs other than the reference an entry changed; None below three of them.
@@ -131,6 +166,7 @@ class OverlapReport:
     compared: int
     runs: tuple[RunRecord, ...]
     pairs: tuple[PairRecord, ...]
+    walk: WalkRecord | None
     left_out: tuple[LeftOutTensor, ...]
     notes: tuple[str, ...]
     consensus: Consensus | None = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparsity_audit.report.overlap import OverlapReport
 from sparsity_audit.report.overlap_tables import run_lines
-from sparsity_audit.report.overlap_text import count_text
+from sparsity_audit.report.overlap_text import expected_entries
 from sparsity_audit.report.style import (
     COLOURS,
     FORMATS,
@@ -45,7 +45,7 @@ def caption_consensus(report: OverlapReport, found: Consensus) -> str:
     runs, core = len(found.cores), found.cores[-1]
     apart = [run.label for run in report.runs if run.is_reference]
     of = f"{runs} runs" + (f" (without the reference {apart[0]})" if apart else "")
-    chances = ", ".join(f"{null} {count_text(value)}" for null, value in core.expected.items())
+    chances = ", ".join(f"{null} {expected_entries(value)}" for null, value in core.expected.items())
     parts = [
         f"Consensus of {of}: entries that changed in exactly k of them",
         "Bars: observed. Marks: expected of independent runs (Poisson-binomial) under each named null",

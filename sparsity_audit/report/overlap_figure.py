@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from sparsity_audit.report.overlap import OverlapReport, PairRecord
 from sparsity_audit.report.overlap_tables import run_lines
@@ -42,18 +44,21 @@ def caption_ladder(report: OverlapReport) -> str:
 
 
 def draw_ladder(report: OverlapReport, *, width: float) -> Figure:
-    """One line a null, the observed overlap last; draw inside of `house_style`."""
+    """The rungs, the observed overlap, the nulls beside the ladder; draw inside of `house_style`."""
     from matplotlib.figure import Figure
 
     pairs = [pair for pair in (report.headline, report.reference_pair) if pair is not None]
-    names = [*[step.label for step in report.headline.ladder.steps], "observed"]
+    series = [_lines(report, pair) for pair in pairs]
+    names = [line.label for line in series[0]]
     figure = Figure(figsize=(width, _ROW_IN * len(names) + _MARGIN_IN + 0.18 * len(pairs)))
     axes = figure.subplots()
-    for place in range(len(names) - 1):
-        axes.axhline(place + 0.5, color=PALE, linewidth=0.4, zorder=1)
-    for number, pair in enumerate(pairs):
-        _draw_pair(axes, pair, number, offset=(number - (len(pairs) - 1) / 2) * _SERIES_APART)
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
+    for place, line in enumerate(series[0][:-1]):
+        is_end = line.kind == "observed"
+        axes.axhline(place + 0.5, color=INK if is_end else PALE, linewidth=0.6 if is_end else 0.4, zorder=1)
+    for number, lines in enumerate(series):
+        offset = (number - (len(pairs) - 1) / 2) * _SERIES_APART
+        _draw_lines(axes, lines, number, offset=offset, label=pairs[number].name)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 1.08)
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
@@ -63,28 +68,52 @@ def draw_ladder(report: OverlapReport, *, width: float) -> Figure:
     return figure
 
 
-def _draw_pair(axes: Axes, pair: PairRecord, number: int, *, offset: float) -> None:
-    """Bars from 0; the observed one is filled, those of chance are open."""
-    ladder, colour = pair.ladder, COLOURS[number % len(COLOURS)]
-    values = [*[step.jaccard for step in ladder.steps], ladder.observed]
-    for place, value in enumerate(values):
-        if value is None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    label: str
+    value: float | None
+    kind: Literal["rung", "observed", "beside"]
+
+
+def _lines(report: OverlapReport, pair: PairRecord) -> list[_Line]:
+    ladder = pair.ladder
+    rungs = [_Line(label=s.label, value=s.jaccard, kind="rung") for s in ladder.steps if s.is_rung]
+    beside = [
+        _Line(label=f"beside: {s.label}", value=s.jaccard, kind="beside")
+        for s in ladder.steps
+        if not s.is_rung
+    ]
+    if report.walk is not None:
+        walk = report.walk
+        label = f"beside: walk of {walk.steps:,} steps of {walk.lr:g}, density {walk.density or 0:.3f}"
+        beside.append(_Line(label=label, value=walk.jaccard, kind="beside"))
+    return [*rungs, _Line(label="observed", value=ladder.observed, kind="observed"), *beside]
+
+
+def _draw_lines(axes: Axes, lines: Sequence[_Line], number: int, *, offset: float, label: str) -> None:
+    """Bars from 0; the observed one is filled, those of chance are open, those beside the ladder dotted."""
+    colour = COLOURS[number % len(COLOURS)]
+    for place, line in enumerate(lines):
+        if line.value is None:
             continue
-        is_observed = place == len(values) - 1
-        axes.hlines(place + offset, 0, value, color=colour, linewidth=1.6 if is_observed else 0.8, zorder=2)
+        is_observed, at = line.kind == "observed", place + offset
+        style = ":" if line.kind == "beside" else "-"
+        axes.hlines(
+            at, 0, line.value, color=colour, linewidth=1.6 if is_observed else 0.8, linestyle=style, zorder=2
+        )
         axes.plot(
-            value,
-            place + offset,
+            line.value,
+            at,
             MARKERS[number % len(MARKERS)],
             color=colour,
             markerfacecolor=colour if is_observed else "white",
             markersize=4.5,
             zorder=3,
-            label=pair.name if is_observed else None,
+            label=label if is_observed else None,
         )
         axes.annotate(
-            f"{value:.3f}",
-            (value, place + offset),
+            f"{line.value:.3f}",
+            (line.value, at),
             textcoords="offset points",
             xytext=(5, 0),
             va="center",

@@ -13,16 +13,20 @@ from rich.text import Text
 
 from sparsity_audit.report.across_tables import across_sections
 from sparsity_audit.report.overlap import OverlapReport
+from sparsity_audit.report.overlap_criteria import CRITERIA_HEAD, criteria_rows
 from sparsity_audit.report.overlap_tables import (
+    CONVERGENCE_HEAD,
     NULL_HEAD,
+    convergence_rows,
     group_head,
     group_rows,
     null_rows,
+    pair_facts,
     pair_line,
     run_lines,
 )
 
-__all__ = ["print_overlap"]
+__all__ = ["print_criteria", "print_overlap"]
 
 _MAX_PAIRS = 3
 _MAX_ROWS = 48
@@ -44,14 +48,18 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
         _say(console, pair.name, style="bold")
         _say(console, pair_line(pair))
         _print_table(console, NULL_HEAD, null_rows(pair.overall))
-        for warning in pair.ladder.warnings:
-            _say(console, f"  • {warning}")
+        for fact in (*pair_facts(report, pair), *pair.ladder.warnings):
+            _say(console, f"  • {fact}")
         console.print()
     if len(report.pairs) > _MAX_PAIRS:
         _say(
             console,
             f"… and {len(report.pairs) - _MAX_PAIRS:,} more pairs, all in overlap.json and summary.md\n",
         )
+    if first.convergence:
+        _say(console, f"{first.name}: the magnitude null under coarser and finer strata", style="bold")
+        _print_table(console, CONVERGENCE_HEAD, convergence_rows(first))
+        console.print()
     for title, groups in (("module", first.by_module), ("layer", first.by_layer)):
         if groups:
             _say(console, f"{first.name} by {title}", style="bold")
@@ -77,6 +85,23 @@ def _print_across(console: Console, report: OverlapReport) -> None:
         console.print()
 
 
+def print_criteria(reports: Sequence[OverlapReport], *, output: Path | None) -> None:
+    """Print one row a criterion and pair to stdout."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 240)
+    for report in reports:
+        _say(console, f"{report.criterion}: {report.headline.name}", style="bold")
+        _say(console, f"{report.headline.ladder.sentence}.\n")
+    densities = slice(2, 4)  # in the files; a terminal is narrow
+    head, rows = list(CRITERIA_HEAD), criteria_rows(reports)
+    for cells in (head, *rows):
+        del cells[densities]
+    _print_table(console, head, rows)
+    for line in dict.fromkeys(note for report in reports for note in report.notes):
+        _say(console, f"• {line}")
+    if output is not None:
+        _say(console, f"table and figure written to {output}, records to its folders")
+
+
 def _say(console: Console, text: str, *, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
@@ -84,7 +109,8 @@ def _say(console: Console, text: str, *, style: str = "") -> None:
 def _print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        is_text = number == 0 or name == "pair"
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=is_text)
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     console.print(table)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from sparsity_audit.report.latex import escape
 
-__all__ = ["count_text", "figure_text", "latex_table", "markdown_table", "share_text"]
+__all__ = ["digits", "expected_entries", "latex_table", "markdown_table", "share"]
 
 
-def share_text(value: float | None) -> str:
+def share(value: float | None) -> str:
     """Three decimals; never 0 or 1 for what is neither."""
     if value is None:
         return "–"
@@ -25,12 +25,12 @@ def share_text(value: float | None) -> str:
     return text.replace("-", "−")
 
 
-def count_text(value: float) -> str:
+def expected_entries(value: float) -> str:
     """An expected number of entries to one decimal; never 0 for what is not."""
     return f"{value:.0e}".replace("-", "−") if 0 < value < 0.05 else f"{value:,.1f}"
 
 
-def figure_text(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Three significant digits."""
     return "–" if value is None else f"{value:.3g}".replace("-", "−")
 

@@ -86,6 +86,7 @@ _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
 }
 _MIN_PANEL_IN = 2.0
+_HANDLE_IN, _LETTER_IN = 0.45, 0.055
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -121,7 +122,8 @@ def add_legend(figure: Figure, panels: Sequence[Axes], *, width: float) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = min(len(handles), max(1, int(width / 1.3)))
+    longest = max(map(len, handles), default=0)
+    columns = min(len(handles), max(1, int(width / max(1.3, _HANDLE_IN + _LETTER_IN * longest))))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 

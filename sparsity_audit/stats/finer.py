@@ -15,7 +15,15 @@ import numpy as np
 
 from sparsity_audit.stats.overlap import MAGNITUDE, StratumTable, pair_overlap
 
-__all__ = ["MIN_STRATUM_ENTRIES", "ConvergenceRow", "convergence", "quantile_edges", "quantile_strata"]
+__all__ = [
+    "MIN_STRATUM_ENTRIES",
+    "ConvergenceRow",
+    "convergence",
+    "quantile_edges",
+    "quantile_edges_of_counts",
+    "quantile_strata",
+    "quantiles_of_magnitudes",
+]
 
 MIN_STRATUM_ENTRIES = 30
 """Smaller strata are counted: their rates are hardly known, and they repeat the observation."""
@@ -55,6 +63,43 @@ def quantile_edges(magnitudes: np.ndarray, count: int) -> np.ndarray:
     if flat.size == 0:
         return np.zeros(count - 1)
     return np.quantile(flat, np.linspace(0, 1, count + 1)[1:-1])
+
+
+def quantile_edges_of_counts(magnitudes: np.ndarray, entries: np.ndarray, count: int) -> np.ndarray:
+    """`quantile_edges` of a tensor given as distinct |w| and how often each occurs, to the same last bit.
+
+    Args:
+        magnitudes: Distinct |w|, float64 ascending; NaN last, and left out.
+        entries: How often each occurs, int64 > 0.
+        count: Number of strata.
+    """
+    assert count >= 1, count
+    known = ~np.isnan(magnitudes)
+    last = np.cumsum(entries[known])
+    if last.size == 0:
+        return np.zeros(count - 1)
+    at = np.linspace(0, 1, count + 1)[1:-1] * (int(last[-1]) - 1)
+    below = np.floor(at)
+    low, high = (
+        magnitudes[known][np.searchsorted(last, np.minimum(place, last[-1] - 1), side="right")]
+        for place in (below, below + 1)
+    )
+    part, step = at - below, high - low
+    # As numpy interpolates: from the nearer end, so that equal ends give that very number.
+    return np.where(part < 0.5, low + step * part, high - step * (1 - part))
+
+
+def quantiles_of_magnitudes(table: StratumTable, magnitudes: np.ndarray, count: int) -> StratumTable:
+    """A tensor's counts by distinct |w|, in `count` quantile strata.
+
+    Args:
+        table: One stratum a distinct |w|.
+        magnitudes: |w| of each stratum, float64 ascending; NaN last.
+        count: Number of strata.
+    """
+    edges = quantile_edges_of_counts(magnitudes, table.entries, count)
+    places = quantile_strata(magnitudes, edges)
+    return table.coarsen(lambda strata: places[np.searchsorted(table.strata, strata)])
 
 
 def quantile_strata(magnitudes: np.ndarray, edges: np.ndarray) -> np.ndarray:

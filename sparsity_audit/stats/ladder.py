@@ -3,8 +3,9 @@
 Contract: pure; every number of chance carries the name of its null. *Rungs* are nested nulls, each of which
 keeps what the one below keeps and adds something: `uniform` → `per-tensor` → `magnitude` →
 `row-column-magnitude`. `row-column` and `phantom` stand beside them: they do not keep the strata of |w_base|.
-The residual is the excess share over the highest rung there is. Magnitude *accounts for* so much; that
-rounding is the cause is for a phantom or an fp32 control to show.
+The residual is the excess share over the highest rung there is; the sentence gives it over `magnitude` as
+well. Magnitude *accounts for* so much; that rounding is the cause is for a phantom or an fp32 control to
+show.
 """
 
 from __future__ import annotations
@@ -112,37 +113,40 @@ def attribution(
     )
     top = next(null for null in reversed(RUNGS) if null in pair.nulls)
     of_reference = reference.nulls.get(top) if reference is not None else None
-    reference_residual = None if of_reference is None else of_reference.excess_share
-    residual = pair.nulls[top].excess_share
     return Ladder(
         observed=pair.jaccard,
         steps=steps,
         residual_null=top,
-        residual=residual,
+        residual=pair.nulls[top].excess_share,
         residual_z=pair.nulls[top].z,
-        reference_residual=reference_residual,
-        sentence=_sentence(pair, steps, residual, reference_residual, reference_label),
+        reference_residual=None if of_reference is None else of_reference.excess_share,
+        sentence=_sentence(pair, steps, reference, reference_label),
         warnings=_warnings(pair, top),
     )
 
 
 def _sentence(
-    pair: PairOverlap,
-    steps: tuple[LadderStep, ...],
-    residual: float | None,
-    reference_residual: float | None,
-    reference_label: str,
+    pair: PairOverlap, steps: tuple[LadderStep, ...], reference: PairOverlap | None, reference_label: str
 ) -> str:
     if pair.jaccard is None:
         return "Both masks are empty: there is no overlap to account for"
-    chances = ", ".join(f"{step.label} {_three(step.jaccard)}" for step in steps if step.is_rung)
-    beside = ", ".join(f"{step.label} {_three(step.jaccard)}" for step in steps if not step.is_rung)
+    by_counts = [step for step in steps if step.is_rung and step.null != ROW_COLUMN_MAGNITUDE]
+    chances = ", ".join(f"{step.label} {_three(step.jaccard)}" for step in by_counts)
+    has_nested = any(step.null == ROW_COLUMN_MAGNITUDE for step in steps)
+    alone = [step for step in steps if step.null == ROW_COLUMN and not has_nested]
+    beside = ", ".join(f"{step.label} {_three(step.jaccard)}" for step in alone)
     text = f"Jaccard {_three(pair.jaccard)}: {chances}" + (f" (beside these: {beside})" if beside else "")
-    if residual is None:
-        return f"{text}; chance leaves no room for an excess"
-    text += f"; beyond that an excess share of {_share(residual)}"
-    if reference_residual is not None:
-        text += f"; {reference_label} has {_share(reference_residual)} of its own"
+    last = [by_counts[-1], *[step for step in steps if step.null == ROW_COLUMN_MAGNITUDE]]
+    for number, step in enumerate(last):
+        lead = f"given its rows and columns as well {_three(step.jaccard)}, " if number else ""
+        if step.excess_share is None:
+            return f"{text}; {lead}chance leaves no room for an excess"
+        text += f"; {lead}beyond that an excess share of {_share(step.excess_share)}"
+    if reference is not None:
+        nulls = [reference.nulls.get(step.null) for step in last]
+        shares = [_share(null.excess_share) for null in nulls if null and null.excess_share is not None]
+        if shares:
+            text += f"; {reference_label} has {' and '.join(shares)} of its own"
     return text
 
 

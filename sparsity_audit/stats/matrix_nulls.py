@@ -1,75 +1,86 @@
-"""The row-column nulls of one tensor, whatever its shape.
+"""The row-column nulls of one tensor, whatever its shape, for every pair of runs.
 
-Contract: pure. A matrix is leading axes × last axis. A vector (one row or one column) has no rows and columns
-to condition on: it falls back to the null one rung below, its whole tensor for `row-column` and its strata
-for `row-column-magnitude`. Fits meet every margin within `MARGIN_TOLERANCE`.
+Contract: pure; each run is fitted once, whichever pairs are asked for. A matrix is leading axes × last axis.
+A vector (one row or one column) has no rows and columns to condition on: it falls back to the null one rung
+below, its whole tensor for `row-column` and its strata for `row-column-magnitude`. A fit that does not meet
+every margin within `MARGIN_TOLERANCE` gives no expectation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from sparsity_audit.stats.chance import Expectation, hypergeometric
 from sparsity_audit.stats.maxent import MaxentFit, fit_row_column, fit_row_column_strata, maxent_expectation
-from sparsity_audit.stats.overlap import StratumTable
+from sparsity_audit.stats.overlap import ROW_COLUMN, ROW_COLUMN_MAGNITUDE, StratumTable
 
-__all__ = ["row_column_magnitude_null", "row_column_null"]
+__all__ = ["Margins", "MatrixNulls"]
 
 
-def row_column_null(
-    table: StratumTable, r: int, q: int, *, rows: Sequence[np.ndarray], cols: Sequence[np.ndarray]
-) -> Expectation:
-    """Intersection of runs r and q given which rows and columns are hit.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Margins:
+    """Rows, columns and strata of one tensor, its compared rows alone.
+
+    Args:
+        rows: Changed entries of each row, int64[R, m].
+        cols: Changed entries of each column, int64[R, n].
+        strata: Stratum of each entry, numbered as in the tensor's table, integers[m, n]; None where only
+            `row-column` is asked for.
+    """
+
+    rows: np.ndarray
+    cols: np.ndarray
+    strata: np.ndarray | None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether there are rows and columns to condition on."""
+        return min(self.rows.shape[1], self.cols.shape[1]) >= 2
+
+
+class MatrixNulls:
+    """Expectations of pairs of runs under `row-column` and `row-column-magnitude`.
 
     Args:
         table: The tensor's counts.
-        r: The first run.
-        q: The second.
-        rows: Changed entries of each row, int64[m], one array a run.
-        cols: Changed entries of each column, int64[n], one array a run.
+        margins: The same masks by row and column.
     """
-    if min(len(rows[r]), len(cols[r])) < 2:
-        whole = table.coarsen(np.zeros_like)
-        return hypergeometric(whole.entries, whole.changed[r], whole.changed[q])
-    fits = [_converged(table, fit_row_column(rows[run], cols[run])) for run in (r, q)]
-    return maxent_expectation(*fits)
 
+    def __init__(self, table: StratumTable, margins: Margins) -> None:
+        self._table, self._margins = table, margins
+        self._places = None
+        if margins.strata is not None and margins.is_matrix and len(table.strata):
+            number = np.zeros(int(table.strata[-1]) + 1, dtype=np.uint16)
+            number[table.strata] = np.arange(len(table.strata))
+            self._places = number[margins.strata]
+        self._fits: dict[tuple[str, int], MaxentFit] = {}
 
-def row_column_magnitude_null(
-    table: StratumTable,
-    r: int,
-    q: int,
-    *,
-    rows: Sequence[np.ndarray],
-    cols: Sequence[np.ndarray],
-    strata: np.ndarray,
-) -> Expectation:
-    """Intersection of runs r and q given rows, columns and strata.
+    def expectation(self, null: str, r: int, q: int) -> Expectation | None:
+        """The intersection of runs r and q; None where a fit did not converge.
 
-    Args:
-        table: The tensor's counts.
-        r: The first run.
-        q: The second.
-        rows: Changed entries of each row, int64[m], one array a run.
-        cols: Changed entries of each column, int64[n], one array a run.
-        strata: Stratum of each entry, numbered as in the table, integers[m, n].
-    """
-    if min(len(rows[r]), len(cols[r])) < 2:
-        return hypergeometric(table.entries, table.changed[r], table.changed[q])
-    number = np.zeros(int(table.strata[-1]) + 1, dtype=np.uint16)
-    number[table.strata] = np.arange(len(table.strata))
-    places = number[strata]
-    fits = [
-        _converged(
-            table, fit_row_column_strata(rows[run], cols[run], strata=places, changed=table.changed[run])
-        )
-        for run in (r, q)
-    ]
-    return maxent_expectation(*fits)
+        Args:
+            null: `row-column` or `row-column-magnitude`; the latter needs strata.
+            r: The first run.
+            q: The second.
+        """
+        assert null in (ROW_COLUMN, ROW_COLUMN_MAGNITUDE), null
+        table = self._table
+        if not self._margins.is_matrix or not len(table.strata):
+            level = table.coarsen(np.zeros_like) if null == ROW_COLUMN else table
+            return hypergeometric(level.entries, level.changed[r], level.changed[q])
+        fits = [self._fit(null, run) for run in (r, q)]
+        return maxent_expectation(*fits) if all(fit.is_converged for fit in fits) else None
 
-
-def _converged(table: StratumTable, fit: MaxentFit) -> MaxentFit:
-    assert fit.is_converged, (table.tensor, fit.steps, fit.remainder)
-    return fit
+    def _fit(self, null: str, run: int) -> MaxentFit:
+        if (null, run) not in self._fits:
+            rows, cols = self._margins.rows[run], self._margins.cols[run]
+            if null == ROW_COLUMN:
+                fit = fit_row_column(rows, cols)
+            else:
+                assert self._places is not None, "row-column-magnitude needs strata"
+                changed = self._table.changed[run]
+                fit = fit_row_column_strata(rows, cols, strata=self._places, changed=changed)
+            self._fits[null, run] = fit
+        return self._fits[null, run]

@@ -36,7 +36,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def report() -> OverlapReport:
-    return overlap(EXAMPLE)
+    return overlap(EXAMPLE, nulls="counts")
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,8 @@ def test_latex_tables_have_as_many_cells_as_columns(report):
 
 def test_the_guide_prints_the_factors_of_the_largest_movements_as_they_are():
     report = overlap(EXAMPLE, criterion="top:1%")
+    assert report.matrix.null == report.factors.null == "row-column-magnitude"
+    assert {"row-column", "row-column-magnitude"} <= set(report.over_runs.excess_share)
     files = render_overlap(report, figures=False)
     guide = (EXAMPLE.parents[1] / "docs" / "guide" / "factors.md").read_text()
     lines = files["summary.md"].decode().splitlines()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sparsity_audit import diff, mask_ops, overlap
+from sparsity_audit import diff, mask_ops, overlap, overlap_criteria
 from sparsity_audit.errors import MaskError, OutputError, UsageError
 from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
 from sparsity_audit.report.overlap_figure import render_ladder
-from sparsity_audit.stats.overlap import MAGNITUDE, PER_TENSOR, UNIFORM
+from sparsity_audit.stats.overlap import (
+    MAGNITUDE,
+    NULL_ORDER,
+    PER_TENSOR,
+    PHANTOM,
+    ROW_COLUMN,
+    ROW_COLUMN_MAGNITUDE,
+    UNIFORM,
+)
 
 
 def _chances(pair) -> dict[str, float]:
@@ -30,12 +39,18 @@ def test_two_seeds_at_a_low_rate_overlap_no_more_than_their_weights_magnitudes_a
         UNIFORM: 0.1022,
         PER_TENSOR: 0.1177,
         MAGNITUDE: 0.9160,
+        ROW_COLUMN: 0.1344,
+        ROW_COLUMN_MAGNITUDE: 0.9215,
+        PHANTOM: 0.4341,
     }
-    assert round(pair.ladder.residual, 3) == 0.089
-    assert round(pair.ladder.residual_z, 1) == 10.6
+    magnitude = pair.overall.nulls[MAGNITUDE]
+    assert (round(magnitude.excess_share, 3), round(magnitude.z, 1)) == (0.089, 10.6)
+    assert pair.ladder.residual_null == ROW_COLUMN_MAGNITUDE
+    assert (round(pair.ladder.residual, 3), round(pair.ladder.residual_z, 1)) == (0.013, 1.4)
     assert pair.ladder.sentence == (
         "Jaccard .922: uniform chance .102, tensor densities .118, weight magnitude .916; "
-        "beyond that an excess share of .09"
+        "beyond that an excess share of .09; given its rows and columns as well .922, "
+        "beyond that an excess share of .01"
     )
 
 
@@ -46,9 +61,11 @@ def test_a_run_with_shuffled_rewards_overlaps_as_another_seed_does(addition) -> 
     assert (seeds.b, shuffled.b) == ("grpo-bf16-seed1", "shuffled-reward-bf16")
     assert (round(seeds.overall.jaccard, 4), round(_chances(seeds)[MAGNITUDE], 4)) == (0.9451, 0.9438)
     assert (round(shuffled.overall.jaccard, 4), round(_chances(shuffled)[MAGNITUDE], 4)) == (0.9453, 0.9444)
-    assert (round(seeds.ladder.residual, 3), round(shuffled.ladder.residual, 3)) == (0.025, 0.018)
-    assert round(seeds.ladder.reference_residual, 3) == 0.018
-    assert seeds.ladder.sentence.endswith("the reference shuffled-reward-bf16 has .02 of its own")
+    beyond = [pair.overall.nulls[MAGNITUDE].excess_share for pair in (seeds, shuffled)]
+    assert [round(share, 3) for share in beyond] == [0.025, 0.018]
+    assert (round(seeds.ladder.residual, 3), round(shuffled.ladder.residual, 3)) == (0.003, -0.004)
+    assert seeds.ladder.reference_residual == shuffled.ladder.residual
+    assert seeds.ladder.sentence.endswith("the reference shuffled-reward-bf16 has .02 and −.004 of its own")
     assert [run.is_reference for run in report.runs] == [False, False, True]
     assert report.compared == 148_928
     assert report.consensus is None  # of two runs and a reference
@@ -94,7 +111,8 @@ def test_masks_and_checkpoints_give_the_same_numbers(addition, masks) -> None:
 
 def test_without_a_base_the_magnitude_null_is_absent_and_the_notes_say_how_to_get_it(masks) -> None:
     report = overlap(masks)
-    assert list(report.headline.overall.nulls) == [UNIFORM, PER_TENSOR]
+    assert list(report.headline.overall.nulls) == [UNIFORM, PER_TENSOR, ROW_COLUMN]
+    assert "(beside these: rows and columns .134)" in report.headline.ladder.sentence
     assert all(MAGNITUDE not in part.overlap.nulls for part in report.headline.by_module)
     assert report.headline.ladder.residual_null == PER_TENSOR
     assert any("--base BASE" in note for note in report.notes)
@@ -274,7 +292,7 @@ def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
     record = json.loads((out / "overlap.json").read_bytes())
     assert (record["format"], record["version"]) == ("sparsity-audit/overlap", 1)
     assert record["pairs"][0]["overall"]["both"] == report.headline.overall.both
-    assert len((out / "overlap.csv").read_text().splitlines()) == 1 + 3 * (1 + 3 + 10 + 30)
+    assert len((out / "overlap.csv").read_text().splitlines()) == 1 + 6 * (1 + 3 + 10 + 30)
     assert report.headline.ladder.sentence in (out / "summary.md").read_text()
     assert r"\toprule" in (out / "tables" / "overlap.tex").read_text()
     assert {path.name for path in (out / "figures").iterdir()} == {
@@ -291,9 +309,155 @@ def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
 def test_no_figure_of_chance_is_printed_without_the_name_of_its_null(addition, masks, tmp_path) -> None:
     overlap(masks, base=addition / "base-bf16", output=tmp_path / "out")
     text = (tmp_path / "out" / "summary.md").read_text()
-    assert "uniform chance | per-tensor chance | magnitude chance" in text
+    assert "uniform chance | per-tensor chance | magnitude chance | row-column-magnitude chance" in text
     for line in text.splitlines():
         if "chance" in line:
-            assert any(name in line for name in ("uniform", "per-tensor", "magnitude")) or line.startswith(
-                "#"
-            )
+            assert any(name in line for name in NULL_ORDER) or line.startswith("#")
+
+
+def test_finer_strata_give_the_known_answers(addition) -> None:
+    runs = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    rows = {row.scheme: row for row in overlap(runs, base=addition / "base-bf16").headline.convergence}
+    found = {scheme: round(row.jaccard, 4) for scheme, row in rows.items()}
+    assert found == {
+        "tensor × exponent": 0.9127,
+        "tensor × exponent × power of two (magnitude)": 0.9160,
+        "tensor × 20 quantiles": 0.8417,
+        "tensor × 100 quantiles": 0.9018,
+        "tensor × 400 quantiles": 0.9151,
+        "tensor × code (15 bits)": 0.9184,
+    }
+    assert rows["tensor × code (15 bits)"].in_small_strata > 0.8
+
+
+def test_masks_of_two_seeds_overlap_as_those_of_a_control_do_and_their_updates_do_not(addition) -> None:
+    runs = [addition / f"grpo-bf16-seed{seed}" for seed in (0, 1)]
+    report = overlap(runs, base=addition / "base-bf16", reference=addition / "shuffled-reward-bf16")
+    seeds, control = report.headline, report.reference_pair
+    assert round(seeds.overall.jaccard, 3) == round(control.overall.jaccard, 3) == 0.945
+    assert round(seeds.delta.cosine_overall, 3) == 0.590
+    assert round(control.delta.cosine_overall, 3) == 0.043
+    assert round(seeds.delta.sign_agreement, 3) == 0.559
+    assert round(control.delta.sign_agreement, 3) == 0.523
+    assert seeds.delta.both == seeds.overall.both
+
+
+def test_signs_and_cosines_need_checkpoints_and_a_note_says_so(addition, masks) -> None:
+    report = overlap(masks, base=addition / "base-bf16")
+    assert report.headline.delta is None
+    assert any("signs and cosines" in note for note in report.notes)
+
+
+def test_every_null_is_there_or_its_absence_is_explained(addition) -> None:
+    runs = [addition / f"grpo-fp32-seed{seed}" for seed in (0, 1)]
+    for options, absent, reason in (
+        ({}, {PHANTOM}, "no weight is stored in 16 bits"),
+        ({"view": "served"}, set(), None),
+        ({"criterion": "atol:1e-5"}, {PHANTOM}, "atol:1e-5 asks for something else"),
+        ({"nulls": "counts"}, {PHANTOM, ROW_COLUMN, ROW_COLUMN_MAGNITUDE}, "left out by request"),
+    ):
+        report = overlap(runs, base=addition / "base-fp32", **options)
+        assert set(NULL_ORDER) - set(report.headline.overall.nulls) == absent
+        for null in absent:
+            assert any(null in note and reason in note for note in report.notes), (null, report.notes)
+
+
+def test_rows_and_columns_of_large_runs_are_fitted_when_asked_for(masks, monkeypatch) -> None:
+    monkeypatch.setattr("sparsity_audit.api.overlap_nulls.AUTO_VISITS", 1000)
+    report = overlap(masks)
+    assert list(report.headline.overall.nulls) == [UNIFORM, PER_TENSOR]
+    assert any("--nulls all" in note for note in report.notes)
+    assert ROW_COLUMN in overlap(masks, nulls="all").headline.overall.nulls
+
+
+def test_phantoms_of_a_wide_base_have_the_observed_densities(addition) -> None:
+    runs = [addition / f"grpo-fp32-seed{seed}" for seed in (0, 1)]
+    pair = overlap(runs, base=addition / "base-fp32", view="served").headline
+    assert pair.phantom.expected_a == pytest.approx(pair.overall.a, abs=1e-3)
+    assert pair.phantom.expected_b == pytest.approx(pair.overall.b, abs=1e-3)
+    assert pair.phantom.sigma_a[0] <= pair.phantom.sigma_a[1]
+    assert round(pair.overall.nulls[PHANTOM].jaccard, 3) == 0.793
+
+
+def test_tensors_that_are_not_rounded_keep_their_magnitude_null_under_the_phantom(tmp_path) -> None:
+    rng = np.random.default_rng(4)
+    import torch
+    from safetensors.torch import save_file
+
+    base = {
+        "low": torch.from_numpy(rng.normal(size=(40, 30))).bfloat16(),
+        "wide": torch.from_numpy(rng.normal(size=(40, 30))).float(),
+    }
+    folders = [tmp_path / name for name in ("base", "x", "y")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        moved = {
+            name: (tensor + number * 1e-2 * torch.from_numpy(rng.normal(size=(40, 30)))).to(tensor.dtype)
+            for name, tensor in base.items()
+        }
+        save_file(moved, folder / "model.safetensors")
+    pair = overlap(folders[1:], base=folders[0])
+    by_tensor = {part.key: part.overlap.nulls for part in pair.headline.by_tensor}
+    assert by_tensor["wide"][PHANTOM].expected == by_tensor["wide"][MAGNITUDE].expected
+    assert by_tensor["low"][PHANTOM].expected != by_tensor["low"][MAGNITUDE].expected
+    assert any("1 tensors that are not stored in 16 bits" in note for note in pair.notes)
+
+
+def test_heterogeneity_is_over_tensors_and_absent_below_twenty(addition, tmp_path) -> None:
+    runs = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    spread = overlap(runs, base=addition / "base-bf16").headline.heterogeneity
+    assert (spread.null, spread.blocks) == (ROW_COLUMN_MAGNITUDE, 23)
+    assert spread.low < spread.excess_share < spread.high
+    rng = np.random.default_rng(3)
+    few = [_write(tmp_path / f"r{i}", {"a": rng.random((9, 9)) < 0.4}) for i in range(2)]
+    lonely = overlap(few).headline.heterogeneity
+    assert (lonely.low, lonely.high) == (None, None)
+    assert "at least 20" in lonely.reason
+
+
+def test_a_walk_stands_beside_the_runs_with_its_own_density(addition) -> None:
+    runs = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    report = overlap(runs, base=addition / "base-bf16", walk=(120, 1e-4), nulls="counts")
+    # 2 × 256 walkers a value: standard errors below .001 (docs/design/chance.md: .874, .181).
+    assert report.walk.density == pytest.approx(0.181, abs=0.004)
+    assert report.walk.jaccard == pytest.approx(0.874, abs=0.006)
+    assert report.walk == overlap(runs, base=addition / "base-bf16", walk=(120, 1e-4), nulls="counts").walk
+    fp32 = [addition / f"grpo-fp32-seed{seed}" for seed in (0, 1)]
+    without = overlap(fp32, base=addition / "base-fp32", walk=(5, 1e-4), nulls="counts")
+    assert without.walk is None
+    assert any("no weight of the base is stored in bf16" in note for note in without.notes)
+    with pytest.raises(UsageError, match="walk"):
+        overlap(runs, base=addition / "base-bf16", walk=(0, 1e-4))
+
+
+def test_several_criteria_make_one_table_and_a_folder_each(addition, tmp_path) -> None:
+    runs = [addition / f"grpo-fp32-seed{seed}" for seed in (0, 1)]
+    out = tmp_path / "out"
+    reports = overlap_criteria(
+        runs,
+        criteria=["top:1%", "top:5%"],
+        base=addition / "base-fp32",
+        reference=addition / "shuffled-reward-fp32",
+        output=out,
+        figures=True,
+    )
+    found = [round(report.headline.overall.jaccard, 3) for report in reports]
+    assert found == [0.660, 0.406]  # tests/data/addition/README.md
+    chance = [round(report.headline.overall.nulls[PER_TENSOR].jaccard, 3) for report in reports]
+    assert chance == [0.028, 0.054]
+    assert [round(r.headline.overall.nulls[ROW_COLUMN].jaccard, 3) for r in reports] == [0.606, 0.316]
+    rows = list(csv.DictReader((out / "criteria.csv").open()))
+    assert [row["criterion"] for row in rows] == ["top:1%"] * 3 + ["top:5%"] * 3
+    assert float(rows[0]["Jaccard"]) == reports[0].headline.overall.jaccard
+    assert json.loads((out / "top-5pct" / "overlap.json").read_bytes())["criterion"] == "top:5%"
+    assert reports[1].headline.ladder.sentence in (out / "summary.md").read_text()
+    assert (out / "figures" / "criteria.png").stat().st_size > 1000
+    with pytest.raises(OutputError, match="would replace"):
+        overlap_criteria(runs, criteria=["top:1%"], base=addition / "base-fp32", output=out)
+
+
+def test_more_movements_than_there_are_leave_a_shorter_mask(addition) -> None:
+    runs = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    top = overlap(runs, base=addition / "base-bf16", criterion="top:90%").headline.overall
+    value = overlap(runs, base=addition / "base-bf16").headline.overall
+    assert (top.a, top.b, top.both) == (value.a, value.b, value.both)

@@ -34,7 +34,7 @@ def test_the_ladder_is_the_headline(addition, masks) -> None:
     assert lines[1].startswith(
         "Jaccard .922: uniform chance .102, tensor densities .118, weight magnitude .916"
     )
-    for word in ("per-tensor", "excess share over magnitude", "down_proj", "26,505"):
+    for word in ("per-tensor", "excess share over row-column-magnitude", "down_proj", "26,505"):
         assert word in result.stdout
 
 
@@ -75,6 +75,44 @@ def test_masks_that_do_not_belong_together_exit_with_2_and_no_traceback(addition
 
 def test_quiet_prints_nothing(masks) -> None:
     assert _run(*masks, "--format", "quiet").stdout == ""
+
+
+def test_several_criteria_give_a_table_or_a_list_of_records(addition) -> None:
+    runs = [addition / f"grpo-fp32-seed{seed}" for seed in (0, 1)]
+    options = ["--base", addition / "base-fp32", "--criterion", "top:1%,5%", "--nulls", "counts"]
+    human = _run(*runs, *options)
+    assert "top:5%: grpo-fp32-seed0 × grpo-fp32-seed1" in human.stdout
+    assert "magnitude chance" in human.stdout
+    records = json.loads(_run(*runs, *options, "--json").stdout)
+    assert [record["criterion"] for record in records] == ["top:1%", "top:5%"]
+
+
+def test_facts_beside_the_nulls_are_printed(addition) -> None:
+    runs = [addition / f"grpo-bf16-lr1e-4-seed{seed}" for seed in (0, 1)]
+    found = _run(*runs, "--base", addition / "base-bf16", "--walk", "120:1e-4", "--seed", "1").stdout
+    for text in (
+        "phantom: its own densities 0.185 and 0.186, observed 0.185 and 0.186",
+        "heterogeneity over 23 tensors (no confidence interval)",
+        "signs agree on 0.703 of 26,505 common entries (0.500 under independent-signs)",
+        "walk of 120 steps of ±0.0001 rounded to bf16 (seed 1)",
+        "tensor × 400 quantiles",
+    ):
+        assert text in found
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--walk", "120"], "STEPS:LR"),
+        (["--criterion", "top:1%,1%"], "given twice"),
+        (["--criterion", "value,5"], "not understood"),
+        (["--nulls", "some"], "counts"),
+    ],
+)
+def test_a_mistyped_option_is_answered_with_what_is_expected(options, text) -> None:
+    result = CliRunner().invoke(cli, ["overlap", "a", "b", *options])
+    assert result.exit_code == 2
+    assert text in result.stderr
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def report_of(tmp_path_factory):
                     writer.write_bits(name, 0, pack_bits(bits))
                 writer.finish()
         runs = [folder / f"run {run}" for run in range(num_runs)]
-        return overlap(runs, reference=runs[-1])
+        return overlap(runs, reference=runs[-1], nulls="counts")
 
     return make
 

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 from addition_runs import load, strata_of, values
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sparsity_audit.stats.finer import convergence, quantile_edges, quantile_strata
+from sparsity_audit.stats.finer import (
+    convergence,
+    quantile_edges,
+    quantile_edges_of_counts,
+    quantile_strata,
+    quantiles_of_magnitudes,
+)
 from sparsity_audit.stats.overlap import StratumTable, pair_overlap
 
 
@@ -63,3 +71,25 @@ def test_no_entries_make_an_empty_row():
     table = StratumTable.from_masks("t", np.zeros(0, int), [np.zeros(0, bool)] * 2)
     (row,) = convergence({"s": [table]})
     assert (row.num_strata, row.median_entries, row.in_small_strata, row.jaccard) == (0, 0, 0.0, None)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(0, 60),
+    places=st.integers(0, 3),
+    count=st.integers(1, 40),
+)
+def test_quantiles_of_counts_are_those_of_the_entries_to_the_last_bit(seed, size, places, count):
+    rng = np.random.default_rng(seed)
+    magnitudes = np.round(np.abs(rng.normal(size=size)), places)
+    magnitudes[rng.random(size) < 0.1] = np.nan
+    distinct, entries = np.unique(magnitudes, return_counts=True)
+    edges = quantile_edges(magnitudes, count)
+    assert quantile_edges_of_counts(distinct, entries, count).tolist() == edges.tolist()
+    masks = [rng.random(size) < 0.5 for _ in range(2)]
+    by_code = StratumTable.from_masks("t", np.searchsorted(distinct, magnitudes), masks)
+    found = quantiles_of_magnitudes(by_code, distinct, count)
+    expected = StratumTable.from_masks("t", quantile_strata(magnitudes, edges), masks)
+    for field in ("strata", "entries", "changed", "both", "core"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field)), field

@@ -5,7 +5,7 @@ import pytest
 from addition_runs import load, strata_of, values
 
 from sparsity_audit.stats.chance import Expectation, hypergeometric
-from sparsity_audit.stats.matrix_nulls import row_column_magnitude_null, row_column_null
+from sparsity_audit.stats.matrix_nulls import Margins, MatrixNulls
 from sparsity_audit.stats.overlap import StratumTable, overlap_by, pair_overlap
 
 
@@ -18,11 +18,15 @@ def found():
         masks = [np.atleast_2d(values(run[tensor]) != values(codes)) for run in tuned]
         strata = np.atleast_2d(strata_of(codes))
         table = StratumTable.from_masks(tensor, strata, masks)
-        axes = {"rows": [mask.sum(axis=1) for mask in masks], "cols": [mask.sum(axis=0) for mask in masks]}
+        margins = Margins(
+            rows=np.stack([mask.sum(axis=1) for mask in masks]),
+            cols=np.stack([mask.sum(axis=0) for mask in masks]),
+            strata=strata,
+        )
         tables.append(table)
+        nulls = MatrixNulls(table, margins)
         others[tensor] = {
-            "row-column": row_column_null(table, 0, 1, **axes),
-            "row-column-magnitude": row_column_magnitude_null(table, 0, 1, **axes, strata=strata),
+            null: nulls.expectation(null, 0, 1) for null in ("row-column", "row-column-magnitude")
         }
     return tables, others
 

@@ -228,7 +228,9 @@ def test_row_and_column_nulls_take_their_places_on_the_ladder(tables):
     assert ladder.residual == pair.nulls["row-column-magnitude"].excess_share
     assert [step.is_rung for step in ladder.steps] == [True, True, True, False, True, False]
     assert ladder.residual_z is None
-    assert "beside these: rows and columns .889" in ladder.sentence
+    assert "given its rows and columns as well .922" in ladder.sentence
+    alone = pair_overlap(tables["lr1e-4"], 0, 1, others={"row-column": others["row-column"]})
+    assert "(beside these: rows and columns .889)" in attribution(alone, None).sentence
 
 
 def test_a_small_excess_keeps_its_first_digit_and_its_sign():
