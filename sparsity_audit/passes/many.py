@@ -40,6 +40,7 @@ def count_overlaps(
     tensors: Mapping[str, MaskTensor],
     *,
     grouping: Grouping | None = None,
+    core_of: Sequence[int] | None = None,
     block_bytes: int = BLOCK_BYTES,
     workers: int = 1,
     on_entries: Callable[[int], None] | None = None,
@@ -50,6 +51,7 @@ def count_overlaps(
         masks: The runs' masks, packed; each holds all of `tensors` in the shapes given.
         tensors: What is counted, and where it is compared.
         grouping: Stratum of each entry of the base; without it a tensor is a single stratum 0.
+        core_of: The runs whose agreement the tables' `core` counts, ascending; all without it.
         block_bytes: Packed bytes that are read of each mask at once; the result is the same.
         workers: Threads; the result is the same.
         on_entries: Called in this thread with the entries that were done.
@@ -58,14 +60,15 @@ def count_overlaps(
         MaskError: A mask is damaged.
         ChangedInputError: A file changed during the pass.
     """
-    tables = {name: _empty(name, len(masks)) for name in tensors}
+    chosen = tuple(range(len(masks)) if core_of is None else core_of)
+    tables = {name: _empty(name, len(masks), chosen) for name in tensors}
 
     def count(unit: _Unit) -> StratumTable:
         name = unit.tensor.name
         with ExitStack() as stack:
             readers = [stack.enter_context(MaskReader(mask)) for mask in masks]
-            parts = (_count_block(unit.tensor, block, readers, grouping) for block in unit.blocks)
-            return reduce(StratumTable.merge, parts, _empty(name, len(masks)))
+            parts = (_count_block(unit.tensor, block, readers, grouping, chosen) for block in unit.blocks)
+            return reduce(StratumTable.merge, parts, _empty(name, len(masks), chosen))
 
     for unit, table in in_threads(count, _units(tensors.values(), block_bytes), workers=workers):
         name = unit.tensor.name
@@ -96,25 +99,29 @@ def _units(tensors: Iterable[MaskTensor], block_bytes: int) -> Iterator[_Unit]:
 
 
 def _count_block(
-    tensor: MaskTensor, block: Block, readers: Sequence[MaskReader], grouping: Grouping | None
+    tensor: MaskTensor,
+    block: Block,
+    readers: Sequence[MaskReader],
+    grouping: Grouping | None,
+    core_of: tuple[int, ...],
 ) -> StratumTable:
     inside = compared_bits(block, tensor.entry_ranges)
     packed = [reader.read_block(tensor.name, block) & inside for reader in readers]
     if grouping is None:
         num_entries = int(np.bitwise_count(inside).sum(dtype=np.int64))
         if num_entries == 0:
-            return _empty(tensor.name, len(readers))
+            return _empty(tensor.name, len(readers), core_of)
         layout = _Layout(
             strata=np.zeros(1, dtype=np.int64),
             entries=np.array([num_entries], dtype=np.int64),
             starts=np.zeros(1, dtype=np.intp),
         )
-        return _count_words(tensor.name, layout, np.stack([_words(bits) for bits in packed]))
+        return _count_words(tensor.name, layout, np.stack([_words(bits) for bits in packed]), core_of)
     groups = np.where(_unpack(inside, block).view(np.bool_), grouping.groups(tensor.name, block), OUTSIDE)
     chosen = np.argsort(groups, kind="stable")
     chosen = chosen[np.searchsorted(groups[chosen], OUTSIDE, side="right") :]
     if chosen.size == 0:
-        return _empty(tensor.name, len(readers))
+        return _empty(tensor.name, len(readers), core_of)
     layout, places, length = _arrange(groups[chosen])
     words = np.empty((len(readers), length // _WORD_BITS), dtype=np.uint64)
     for first in range(0, len(readers), _RUNS_A_BYTE):
@@ -126,7 +133,7 @@ def _count_block(
         moved[places] = together[chosen]
         for k in range(min(_RUNS_A_BYTE, len(readers) - first)):
             words[first + k] = np.packbits(moved & np.uint8(1 << k), bitorder="little").view(np.uint64)
-    return _count_words(tensor.name, layout, words)
+    return _count_words(tensor.name, layout, words, core_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,7 +156,7 @@ def _arrange(ordered: np.ndarray) -> tuple[_Layout, np.ndarray, int]:
     return layout, places, int(num_words.sum()) * _WORD_BITS
 
 
-def _count_words(name: str, layout: _Layout, words: np.ndarray) -> StratumTable:
+def _count_words(name: str, layout: _Layout, words: np.ndarray, core_of: tuple[int, ...]) -> StratumTable:
     runs, strata = len(words), len(layout.strata)
 
     def count(bits: np.ndarray) -> np.ndarray:
@@ -159,9 +166,9 @@ def _count_words(name: str, layout: _Layout, words: np.ndarray) -> StratumTable:
     for r in range(runs):
         for q in range(r, runs):
             both[r, q] = both[q, r] = count(words[r] & words[q])
-    core = np.empty((runs + 1, strata), dtype=np.int64)
-    planes = _held_planes(words)
-    for k in range(1, runs + 1):
+    core = np.empty((len(core_of) + 1, strata), dtype=np.int64)
+    planes = _held_planes(words[list(core_of)])
+    for k in range(1, len(core_of) + 1):
         core[k] = count(_equal_to(planes, k))
     # Padding is held by no run, so what is held by none is told from the entries.
     core[0] = layout.entries - core[1:].sum(axis=0)
@@ -172,12 +179,13 @@ def _count_words(name: str, layout: _Layout, words: np.ndarray) -> StratumTable:
         changed=np.einsum("rrs->rs", both).copy(),
         both=both,
         core=core,
+        core_of=core_of,
     )
 
 
 def _held_planes(words: np.ndarray) -> list[np.ndarray]:
     """In how many runs each bit is set, as bit planes: plane j holds bit j of the number."""
-    planes = [np.zeros_like(words[0]) for _ in range(len(words).bit_length())]
+    planes = [np.zeros(words.shape[1:], dtype=words.dtype) for _ in range(len(words).bit_length())]
     for bits in words:
         carry = bits
         for j, plane in enumerate(planes):
@@ -199,7 +207,7 @@ def _unpack(bits: np.ndarray, block: Block) -> np.ndarray:
     return np.unpackbits(bits, axis=-1, count=block.num_cols, bitorder="little").reshape(-1)
 
 
-def _empty(name: str, runs: int) -> StratumTable:
+def _empty(name: str, runs: int, core_of: tuple[int, ...]) -> StratumTable:
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros((*shape, 0), dtype=np.int64)
 
@@ -209,5 +217,6 @@ def _empty(name: str, runs: int) -> StratumTable:
         entries=zeros(),
         changed=zeros(runs),
         both=zeros(runs, runs),
-        core=zeros(runs + 1),
+        core=zeros(len(core_of) + 1),
+        core_of=core_of,
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparsity_audit.report.across_tables import across_sections
 from sparsity_audit.report.overlap import OverlapReport
 from sparsity_audit.report.overlap_criteria import CRITERIA_HEAD, criteria_rows
 from sparsity_audit.report.overlap_tables import (
@@ -27,8 +28,9 @@ from sparsity_audit.report.overlap_tables import (
 
 __all__ = ["new_console", "print_criteria", "print_overlap", "print_table", "say"]
 
-_MAX_PAIRS = 10
+_MAX_PAIRS = 3
 _MAX_ROWS = 48
+_MAX_COLUMNS = 20
 
 
 def new_console() -> Console:
@@ -45,6 +47,7 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
     for line in run_lines(report):
         say(console, line)
     console.print()
+    _print_across(console, report)
     for pair in report.pairs[:_MAX_PAIRS]:
         say(console, pair.name, style="bold")
         say(console, pair_line(pair))
@@ -69,7 +72,21 @@ def print_overlap(report: OverlapReport, *, output: Path | None) -> None:
     for line in (*report.notes, *[f"left out: {lost.name}: {lost.reason}" for lost in report.left_out]):
         say(console, f"• {line}")
     if output is not None:
-        say(console, f"record, tables and figure written to {output}")
+        say(console, f"record, tables and figures written to {output}")
+
+
+def _print_across(console: Console, report: OverlapReport) -> None:
+    for section in across_sections(report):
+        say(console, section.title, style="bold")
+        for line in section.lines:
+            say(console, f"{line}.")
+        if len(section.head) > _MAX_COLUMNS:
+            say(console, f"{len(section.rows):,} rows and columns, all in summary.md and matrix.csv")
+        elif section.head:
+            print_table(console, section.head, section.rows[:_MAX_ROWS])
+        for note in section.notes:
+            say(console, f"  • {note}")
+        console.print()
 
 
 def print_criteria(reports: Sequence[OverlapReport], *, output: Path | None) -> None:

@@ -56,7 +56,7 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], tensors: dict[str, MaskT
 
 def _same(found: StratumTable, expected: StratumTable) -> None:
     found.check()
-    assert found.tensor == expected.tensor
+    assert (found.tensor, found.core_of) == (expected.tensor, expected.core_of)
     for field in FIELDS:
         assert np.array_equal(getattr(found, field), getattr(expected, field)), field
 
@@ -95,13 +95,17 @@ def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split(
     with tempfile.TemporaryDirectory() as folder:
         masks = [_write(Path(folder) / str(r), arrays, tensors) for r, arrays in enumerate(bits)]
         grouping = _Groups(groups) if num_strata else None
-        found = count_overlaps(masks, tensors, grouping=grouping, block_bytes=block_bytes, workers=workers)
+        core_of = np.flatnonzero(rng.random(runs) < 0.7).tolist() if rng.random() < 0.5 else None
+        found = count_overlaps(
+            masks, tensors, grouping=grouping, core_of=core_of, block_bytes=block_bytes, workers=workers
+        )
     for table, name in zip(found, names, strict=True):
         chosen = np.asarray(inside[name]).reshape(-1)
         expected = StratumTable.from_masks(
             name,
             np.asarray(groups[name]).reshape(-1)[chosen],
             [np.asarray(arrays[name]).reshape(-1)[chosen] for arrays in bits],
+            core_of=core_of,
         )
         _same(table, expected)
 
