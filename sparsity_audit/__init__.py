@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
+    from sparsity_audit.api.series import series as series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
     from sparsity_audit.types import Criterion as Criterion
@@ -58,6 +59,7 @@ _HOMES = {
     "plan_diff": "api.diff",
     "plot": "api.render",
     "render": "api.render",
+    "series": "api.series",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sparsity_audit.align.roles import Role, role_of
+from sparsity_audit.align.roles import LayerModuleKeys
 from sparsity_audit.api.across_runs import across_runs
 from sparsity_audit.api.diff import diff
 from sparsity_audit.api.overlap_inputs import (
@@ -256,7 +256,7 @@ class _Build:
             notes = (*notes, "no magnitude null: it needs the weights of the base; --base BASE adds it")
         changed = [sum(int(table.changed[r].sum()) for table in tables) for r in range(len(labels))]
         config = {} if self.base is None else self.base.config
-        keys = _Keys({table.tensor: role_of(table.tensor, config) for table in tables})
+        keys = LayerModuleKeys((table.tensor for table in tables), config)
         pairs = sorted(self.compared.pairs, key=lambda pair: control in pair)
         return OverlapReport(
             tool=tool_name(),
@@ -283,7 +283,7 @@ class _Build:
             notes=notes,
         )
 
-    def _pair(self, pair: tuple[int, int], keys: _Keys) -> PairRecord:
+    def _pair(self, pair: tuple[int, int], keys: LayerModuleKeys) -> PairRecord:
         r, q = pair
         overall, control = self._overall(pair), self.control
         beside, label = None, ""
@@ -321,23 +321,6 @@ class _Build:
         if self.base is not None:
             return found
         return replace(found, nulls={name: null for name, null in found.nulls.items() if name != MAGNITUDE})
-
-
-class _Keys:
-    """Layer and module of each tensor; layers carry their stack's name where there are several stacks."""
-
-    def __init__(self, roles: Mapping[str, Role]) -> None:
-        self._roles = roles
-        self._several = len({role.stack for role in roles.values() if role.layer is not None}) > 1
-
-    def layer(self, name: str) -> str | None:
-        role = self._roles[name]
-        if role.layer is None:
-            return None
-        return f"{role.stack}.{role.layer}" if self._several else str(role.layer)
-
-    def module(self, name: str) -> str:
-        return self._roles[name].module
 
 
 def _verify_output(
