@@ -106,10 +106,11 @@ def _limits(cells: np.ndarray, *, is_signed: bool) -> tuple[float, float]:
 
 
 def _number(value: float, *, has_thousandths: bool) -> str:
-    """Short enough for a cell, without the zero before the point."""
-    text = f"{abs(value):.{3 if has_thousandths else 2}f}"
-    sign = "−" if value < 0 and float(text) else ""
-    return sign + (text.removeprefix("0") if float(text) else "0")
+    """Short enough for a cell, without the zero before the point; 0 is exactly that."""
+    if value == 0:
+        return "0"
+    text = f"{abs(value):.{3 if has_thousandths else 2}f}".removeprefix("0")
+    return ("−" if value < 0 else "") + text
 
 
 def _shortened(label: str) -> str:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from sparsity_audit.report.latex import escape
-from sparsity_audit.report.overlap_tables import markdown_table, share
+from sparsity_audit.report.overlap_text import markdown_table, share
 from sparsity_audit.report.series import PartTrajectory, SeriesReport
 from sparsity_audit.stats.trajectory import StepRecord
 

@@ -125,7 +125,7 @@ def runs_file(addition, tmp_path):
 
 
 def test_a_file_of_runs_gives_factors_and_a_matrix(runs_file, tmp_path) -> None:
-    result = _run(runs_file, "-o", tmp_path / "out")
+    result = _run(runs_file, "--nulls", "counts", "-o", tmp_path / "out")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == "s0 × s1"
@@ -138,7 +138,8 @@ def test_a_file_of_runs_gives_factors_and_a_matrix(runs_file, tmp_path) -> None:
         assert words in result.stdout
     assert (tmp_path / "out" / "factors.csv").is_file()
     assert (tmp_path / "out" / "figures" / "matrix.pdf").is_file()
-    again = _run(runs_file, "-o", tmp_path / "out", "--overwrite", "--format", "quiet", "--no-figures")
+    options = ["--overwrite", "--format", "quiet", "--no-figures", "--nulls", "counts"]
+    again = _run(runs_file, "-o", tmp_path / "out", *options)
     assert again.exit_code == 0
     assert not list((tmp_path / "out" / "figures").iterdir())
 
