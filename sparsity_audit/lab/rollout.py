@@ -1,0 +1,270 @@
+"""Sampling from a policy, and reading the same tokens again.
+
+Contract: `sample` and `greedy` generate with a cache, all prompts of a batch at once (left-padded), and stop
+when every completion has ended. A *rollout* is a completion with the log-probabilities it was drawn with and
+its reward. Log-probabilities are natural, of the distribution that was sampled from: softmax(logits /
+temperature). A completion that reached the limit before `<eos>` is *truncated*: counted, and of reward 0.
+`teacher_forced` recomputes all positions in one pass; cache and padding change them by rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from sparsity_audit.errors import UsageError
+from sparsity_audit.lab.model import KVCache, Llama
+from sparsity_audit.lab.tasks import Problem, Task
+from sparsity_audit.lab.vocabulary import EOS, PAD, decode, encode_prompt
+
+__all__ = [
+    "Completions",
+    "Rollouts",
+    "generate",
+    "greedy",
+    "logprobs_of",
+    "pad_prompts",
+    "sample",
+    "teacher_forced",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completions:
+    """What `generate` made: tokens without a judgement.
+
+    Args:
+        tokens: int64[batch, seq], `<pad>` behind `<eos>`.
+        mask: bool[batch, seq], true up to and including `<eos>`.
+        logprobs: float32[batch, seq] of the tokens when they were drawn; 0 where the mask is false.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    logprobs: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """A batch of completions with behaviour log-probabilities and rewards.
+
+    Args:
+        prompts: int64[batch, prompt_seq], left-padded, `<bos>` first.
+        prompt_mask: bool[batch, prompt_seq], false on padding.
+        completions: int64[batch, seq], `<pad>` behind `<eos>`.
+        completion_mask: bool[batch, seq], true up to and including `<eos>`.
+        logprobs: float32[batch, seq], of each completion token under the behaviour policy at `temperature`; 0
+            where the mask is false.
+        group: int64[batch], index of the prompt: rollouts of one prompt share it.
+        rewards: float32[batch], 1 where the task's verifier agrees, else 0.
+        truncated: bool[batch], no `<eos>` within the limit.
+        temperature: The behaviour policy's.
+    """
+
+    prompts: Tensor
+    prompt_mask: Tensor
+    completions: Tensor
+    completion_mask: Tensor
+    logprobs: Tensor
+    group: Tensor
+    rewards: Tensor
+    truncated: Tensor
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64[batch, prompt_seq + seq]: prompts and completions."""
+        return torch.cat((self.prompts, self.completions), dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """bool[batch, prompt_seq + seq]: false on padding of either side."""
+        return torch.cat((self.prompt_mask, self.completion_mask), dim=1)
+
+    def texts(self) -> list[str]:
+        """The completions as texts, `<eos>` included where there is one."""
+        return [
+            decode(tokens[mask].tolist())
+            for tokens, mask in zip(self.completions, self.completion_mask, strict=True)
+        ]
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """The rollouts that an index (int64) or a mask (bool[batch]) picks; the padding stays."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part[rows] for name, part in parts.items() if isinstance(part, Tensor)})
+
+
+def pad_prompts(problems: Sequence[Problem]) -> tuple[Tensor, Tensor]:
+    """Prompts of any lengths as int64[batch, seq], padded on the left, and their mask."""
+    ids = [encode_prompt(problem.prompt) for problem in problems]
+    longest = max(map(len, ids))
+    tokens = torch.tensor([[PAD] * (longest - len(row)) + row for row in ids])
+    return tokens, torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in ids])
+
+
+@torch.no_grad()
+def generate(
+    model: Llama,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Completions:
+    """Continue each prompt until `<eos>` or the limit.
+
+    Args:
+        model: The policy.
+        prompts: int64[batch, prompt_seq], left-padded.
+        prompt_mask: bool[batch, prompt_seq].
+        max_new_tokens: Tokens at most; `<eos>` counts.
+        temperature: Of the distribution that is sampled from, and of `logprobs`; > 0.
+        generator: Where the noise comes from; None takes the most probable token each time.
+
+    Raises:
+        UsageError: The temperature is not positive, or the sequence would outgrow the model's positions.
+    """
+    if not temperature > 0:
+        raise UsageError("temperature", str(temperature), expected="more than 0; greedy decoding has its own call")
+    batch, prompt_seq = prompts.shape
+    attention_mask = torch.cat((prompt_mask, torch.zeros(batch, max_new_tokens, dtype=torch.bool)), dim=1)
+    tokens = torch.full((batch, max_new_tokens), PAD)
+    logprobs = torch.zeros(batch, max_new_tokens)
+    cache = KVCache(model.config, batch=batch, capacity=prompt_seq + max_new_tokens)
+    going = torch.ones(batch, dtype=torch.bool)
+    new = prompts
+    for step in range(max_new_tokens):
+        end = prompt_seq + step
+        logits = model(new, attention_mask[:, :end], cache=cache)[:, -1]
+        distribution = torch.log_softmax(logits / temperature, dim=-1)
+        chosen = _choose(distribution, generator)
+        tokens[:, step] = torch.where(going, chosen, PAD)
+        logprobs[:, step] = torch.where(going, distribution.gather(1, chosen[:, None])[:, 0], 0.0)
+        attention_mask[:, end] = going
+        going = going & (chosen != EOS)
+        if not going.any():
+            break
+        new = tokens[:, step : step + 1]
+    mask = attention_mask[:, prompt_seq:]
+    used = int(mask.any(dim=0).sum())
+    return Completions(tokens=tokens[:, :used], mask=mask[:, :used], logprobs=logprobs[:, :used])
+
+
+def _choose(distribution: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token a row from log-probabilities [batch, vocab].
+
+    Exponential race: with E_i ~ Exp(1), argmax p_i / E_i has the distribution p (the Gumbel-max trick).
+    """
+    if generator is None:
+        return distribution.argmax(dim=-1)
+    noise = torch.empty_like(distribution).exponential_(generator=generator)
+    return (distribution.exp() / noise).argmax(dim=-1)
+
+
+def sample(
+    model: Llama,
+    problems: Sequence[Problem],
+    *,
+    task: Task,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> Rollouts:
+    """`num_samples` rollouts of each problem, those of a problem next to each other.
+
+    Args:
+        model: The behaviour policy.
+        problems: What is asked.
+        task: Whose verifier gives the rewards.
+        num_samples: Rollouts of a group.
+        max_new_tokens: Tokens of a completion at most.
+        temperature: > 0.
+        generator: Where the noise comes from.
+
+    Raises:
+        UsageError: As for `generate`.
+    """
+    return _rollouts(
+        model,
+        problems,
+        task=task,
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
+
+
+def greedy(model: Llama, problems: Sequence[Problem], *, task: Task, max_new_tokens: int) -> Rollouts:
+    """One rollout of each problem, the most probable token at each step; `logprobs` at temperature 1."""
+    return _rollouts(
+        model,
+        problems,
+        task=task,
+        num_samples=1,
+        max_new_tokens=max_new_tokens,
+        temperature=1.0,
+        generator=None,
+    )
+
+
+def _rollouts(
+    model: Llama,
+    problems: Sequence[Problem],
+    *,
+    task: Task,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Rollouts:
+    prompts, prompt_mask = (part.repeat_interleave(num_samples, dim=0) for part in pad_prompts(problems))
+    made = generate(
+        model,
+        prompts,
+        prompt_mask,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
+    rollouts = Rollouts(
+        prompts=prompts,
+        prompt_mask=prompt_mask,
+        completions=made.tokens,
+        completion_mask=made.mask,
+        logprobs=made.logprobs,
+        group=torch.arange(len(problems)).repeat_interleave(num_samples),
+        rewards=torch.zeros(len(prompts)),
+        truncated=~(made.tokens == EOS).any(dim=1),
+        temperature=temperature,
+    )
+    verdicts = [
+        task.verify(problems[group], text)
+        for group, text in zip(rollouts.group.tolist(), rollouts.texts(), strict=True)
+    ]
+    # A text without <eos> fails every strict verifier; the product makes "truncated: 0" hold for any task.
+    return replace(rollouts, rewards=torch.tensor(verdicts).float() * ~rollouts.truncated)
+
+
+def teacher_forced(model: Llama, rollouts: Rollouts) -> Tensor:
+    """Logits float32[batch, seq, vocab] that predict each completion token, from one pass over all of them.
+
+    Differentiable; not divided by a temperature. Rows behind `<eos>` are finite and mean nothing.
+    """
+    start = rollouts.prompts.shape[1]
+    hidden = model.hidden_states(rollouts.tokens[:, :-1], rollouts.attention_mask[:, :-1])
+    return model.lm_head(hidden[:, start - 1 :])
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor, *, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) of the tokens: float32[batch, seq] from [batch, seq, vocab]."""
+    distribution = torch.log_softmax(logits / temperature, dim=-1)
+    return distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
