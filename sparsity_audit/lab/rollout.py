@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ from torch import Tensor
 from sparsity_audit.errors import UsageError
 from sparsity_audit.lab.model import KVCache, Llama
 from sparsity_audit.lab.tasks import Problem, Task
-from sparsity_audit.lab.vocabulary import EOS, PAD, decode, encode_prompt
+from sparsity_audit.lab.vocabulary import EOS, PAD, decode, encode, encode_prompt
 
 __all__ = [
     "Completions",
     "Rollouts",
+    "as_rollouts",
     "generate",
     "greedy",
     "logprobs_of",
@@ -102,10 +104,15 @@ class Rollouts:
 
 def pad_prompts(problems: Sequence[Problem]) -> tuple[Tensor, Tensor]:
     """Prompts of any lengths as int64[batch, seq], padded on the left, and their mask."""
-    ids = [encode_prompt(problem.prompt) for problem in problems]
-    longest = max(map(len, ids))
-    tokens = torch.tensor([[PAD] * (longest - len(row)) + row for row in ids])
-    return tokens, torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in ids])
+    return _padded([encode_prompt(problem.prompt) for problem in problems], side="left")
+
+
+def _padded(rows: Sequence[list[int]], *, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    sign = 1 if side == "left" else -1
+    tokens = [([PAD] * (longest - len(row)) + row[::sign])[::sign] for row in rows]
+    mask = [([False] * (longest - len(row)) + [True] * len(row))[::sign] for row in rows]
+    return torch.tensor(tokens), torch.tensor(mask)
 
 
 @torch.no_grad()
@@ -235,6 +242,38 @@ def _rollouts(
         temperature=temperature,
         generator=generator,
     )
+    return _judged(
+        problems, made, prompts, prompt_mask, task=task, num_samples=num_samples, temperature=temperature
+    )
+
+
+def as_rollouts(problems: Sequence[Problem], completions: Sequence[str], *, task: Task) -> Rollouts:
+    """Texts that no policy sampled (written solutions, chosen or refused answers) as rollouts.
+
+    Their `logprobs` are NaN: there is no behaviour policy, and a loss that asks for one must not get a number.
+
+    Args:
+        problems: One for each text; each is a group of its own.
+        completions: The texts, with `<eos>` where they end.
+        task: Whose verifier gives the rewards.
+    """
+    tokens, mask = _padded([encode(text) for text in completions], side="right")
+    made = Completions(tokens=tokens, mask=mask, logprobs=torch.full(tokens.shape, torch.nan))
+    prompts, prompt_mask = pad_prompts(problems)
+    return _judged(problems, made, prompts, prompt_mask, task=task, num_samples=1, temperature=1.0)
+
+
+def _judged(
+    problems: Sequence[Problem],
+    made: Completions,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    *,
+    task: Task,
+    num_samples: int,
+    temperature: float,
+) -> Rollouts:
+    """Completions with the verifier's rewards."""
     rollouts = Rollouts(
         prompts=prompts,
         prompt_mask=prompt_mask,
