@@ -21,7 +21,7 @@ from sparsity_audit.lab.optimum import kl_to_optimum, optimal_shares
 from sparsity_audit.lab.rollout import Rollouts, greedy, sample, teacher_forced
 from sparsity_audit.lab.tasks import OTHER_FORMAT, Problem, Task
 
-__all__ = ["Drift", "Evaluation", "FormatRecord", "Optimum", "evaluate", "sampled_accuracy"]
+__all__ = ["Drift", "Evaluation", "FormatRecord", "Optimum", "evaluate", "sampled_rewards"]
 
 _ROWS = 1024
 """Sequences in a batch; part of the result's last digits, so not an option."""
@@ -180,12 +180,12 @@ def evaluate(
     )
 
 
-def sampled_accuracy(
+def sampled_rewards(
     model: Llama, problems: Sequence[Problem], *, task: Task, generator: torch.Generator
-) -> float:
-    """pass@1 at temperature 1, from one sample of each problem."""
+) -> list[float]:
+    """The reward of one sample of each problem at temperature 1, without all the rest."""
     sampled = _sample(model, tuple(problems), task=task, num_samples=1, generator=generator)
-    return float(sampled.rewards.mean())
+    return sampled.rewards[:, 0].tolist()
 
 
 def _sample(

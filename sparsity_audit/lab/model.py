@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sparsity_audit.errors import UsageError
 
-__all__ = ["SIZES", "KVCache", "Llama", "LlamaConfig", "initialise"]
+__all__ = ["SIZES", "KVCache", "Llama", "LlamaConfig", "initialise", "round_to_bf16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,3 +286,10 @@ def initialise(config: LlamaConfig, *, generator: torch.Generator) -> Llama:
             scale = 1.0 if name == "model.embed_tokens.weight" else weight.shape[1] ** -0.5
             weight.normal_(std=scale, generator=generator)
     return model
+
+
+@torch.no_grad()
+def round_to_bf16(model: nn.Module) -> None:
+    """Round every weight to the nearest bf16 value, ties to even; weights stay fp32 tensors."""
+    for weight in model.parameters():
+        weight.copy_(weight.to(torch.bfloat16))
