@@ -1,8 +1,9 @@
 """How runs stay the same to the last bit: streams of randomness by name, and one thread.
 
-Contract: nothing here or above it touches torch's global random state. A run has one seed; each purpose has a stream of
-its own, so that evaluating more often, or resuming, does not move what training draws. On one thread a run
-repeats bit for bit; a second thread changes the order of sums, and fp32 weights by about 2e-6 in 5 steps.
+Contract: nothing here or above it touches torch's global random state. A run has one seed; each purpose has a
+stream of its own, so that evaluating more often, or resuming, does not move what training draws. On one
+thread a run repeats bit for bit; a second thread changes the order of sums, and fp32 weights by about 2e-6 in
+5 steps.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Estimate:
 def estimate(per_prompt: Sequence[float]) -> Estimate:
     """The mean of one figure a prompt, each in [0, 1].
 
-    The Wilson interval is taken at the effective number of trials p(1 − p) / s.e.², which is the number of prompts
-    for one sample each and more for several; where all prompts agree it is the number of prompts.
+    The Wilson interval is taken at the effective number of trials p(1 − p) / s.e.², which is the number of
+    prompts for one sample each and more for several; where all prompts agree it is the number of prompts.
 
     Args:
         per_prompt: The share of right samples of each prompt, or its pass@k; at least one.
@@ -84,8 +84,8 @@ def pass_at_k(num_right: int, *, num_samples: int, k: int) -> float:
 def majority_at_k(num_right: int, others: Sequence[int], *, num_abstained: int, k: int) -> float:
     """The chance that the right answer wins the vote of k of the samples, drawn without replacement.
 
-    Each sample with an answer votes for it; a sample without one abstains. Ties are broken uniformly among the
-    leading answers; where all k abstain nothing wins.
+    Each sample with an answer votes for it; a sample without one abstains. Ties are broken uniformly among
+    the leading answers; where all k abstain nothing wins.
 
     Args:
         num_right: Samples with the right answer.

@@ -1,8 +1,9 @@
 """What a policy does: accuracy, formats, entropy, and how far it went from a reference.
 
-Contract: samples are drawn at temperature 1 from the generator given, the same number for each prompt; entropy and KL
-are exact sums over the vocabulary at each position of those samples, so that only which positions are
-visited is random. A truncated completion counts as wrong, and its share is reported. Nothing is trained.
+Contract: samples are drawn at temperature 1 from the generator given, the same number for each prompt;
+entropy and KL are exact sums over the vocabulary at each position of those samples, so that only which
+positions are visited is random. A truncated completion counts as wrong, and its share is reported. Nothing is
+trained.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Drift:
     """Where a policy stands against a reference.
 
     Args:
-        kl_per_token: Mean of the exact KL(policy‖reference) over the positions of the policy's completions, nats.
+        kl_per_token: Mean of the exact KL(policy‖reference) over the positions of the policy's completions,
+            nats.
         kl_per_completion: The same summed over a completion: KL of the two distributions of completions.
         reference_accuracy: The reference's own accuracy on the same prompts.
         optima: Distance to the KL-optimal policy, for each β.

@@ -1,9 +1,9 @@
 """Models as ordinary Hugging Face folders: config, tokenizer files, `model.safetensors`.
 
-Contract: a folder is complete or absent (it is written beside its place and renamed), its bytes are a function
-of weights and dtype alone, and `transformers` loads it as it is. Loading refuses what the lab's Llama does
-not compute (another architecture, tied heads, grouped keys, scaled rotations) and names the first tensor that is
-missing, left over or of another shape.
+Contract: a folder is complete or absent (it is written beside its place and renamed), its bytes are a
+function of weights and dtype alone, and `transformers` loads it as it is. Loading refuses what the lab's
+Llama does not compute (another architecture, tied heads, grouped keys, scaled rotations) and names the first
+tensor that is missing, left over or of another shape.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from sparsity_audit.errors import (
     UnsupportedFormatError,
 )
 from sparsity_audit.lab.model import Llama, LlamaConfig
+from sparsity_audit.lab.names import BASES
 from sparsity_audit.lab.vocabulary import BOS, EOS, PAD, TOKENS, tokenizer_files
 
-__all__ = ["BASES", "StoredDType", "load_model", "resolve_base", "save_model"]
+__all__ = ["StoredDType", "load_model", "resolve_base", "save_model", "write_file"]
 
 StoredDType = Literal["bf16", "fp32"]
-
-BASES = ("mix", "single")
-"""Names of the bases that are shipped with the package."""
 
 _TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _FIXED = {
@@ -57,7 +55,14 @@ def resolve_base(reference: str | Path) -> Path:
     return Path(reference)
 
 
-def save_model(model: Llama, path: Path, *, dtype: StoredDType, overwrite: bool = False) -> None:
+def save_model(
+    model: Llama,
+    path: Path,
+    *,
+    dtype: StoredDType,
+    overwrite: bool = False,
+    beside: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a model as a Hugging Face folder.
 
     Args:
@@ -65,6 +70,7 @@ def save_model(model: Llama, path: Path, *, dtype: StoredDType, overwrite: bool 
         path: The folder; its parents are made.
         dtype: Dtype of the stored weights.
         overwrite: Replace a folder that is there.
+        beside: Further files of the folder, by name.
 
     Raises:
         OutputError: Something is there already, or the folder cannot be written.
@@ -75,11 +81,8 @@ def save_model(model: Llama, path: Path, *, dtype: StoredDType, overwrite: bool 
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name, content in _files(model, dtype).items():
-            with (partial / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        for name, content in {**_files(model, dtype), **(beside or {})}.items():
+            _write_synced(partial / name, content)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -88,12 +91,32 @@ def save_model(model: Llama, path: Path, *, dtype: StoredDType, overwrite: bool 
         raise OutputError(str(path), error.strerror or "cannot be written") from error
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file so that it is complete or absent; its parents are made. Raises OutputError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_synced(partial, content)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(str(path), error.strerror or "cannot be written") from error
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _files(model: Llama, dtype: StoredDType) -> dict[str, bytes]:
     stored = _TORCH_DTYPES[dtype]
     tensors = {name: weight.detach().to(stored) for name, weight in model.state_dict().items()}
     texts = {
         "config.json": _json(config_json(model.config, dtype=dtype)),
-        "generation_config.json": _json({name: _FIXED[name] for name in _FIXED if name.endswith("_token_id")}),
+        "generation_config.json": _json(
+            {name: _FIXED[name] for name in _FIXED if name.endswith("_token_id")}
+        ),
         **tokenizer_files(),
     }
     return {name: text.encode() for name, text in texts.items()} | {
@@ -137,7 +160,9 @@ def load_model(path: Path) -> Llama:
     return model
 
 
-def _check_tensors(path: Path, stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+def _check_tensors(
+    path: Path, stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> None:
     for name in sorted({*stored, *wanted}):
         if name not in stored:
             raise CorruptCheckpointError(str(path), f"tensor {name} is missing")

@@ -1,9 +1,10 @@
 """A Llama in one file: the lab's policy, reference and base.
 
 Contract: parameter names, shapes and arithmetic are those of Hugging Face's `LlamaForCausalLM` with an untied
-head and full multi-head attention, so that `state_dict()` is the content of an ordinary checkpoint; the logits
-are checked against `transformers`. Weights start at zero and come from `initialise` or from a file: nothing
-here touches the global random state. Padding on either side changes no logit of a token that is not padding.
+head and full multi-head attention, so that `state_dict()` is the content of an ordinary checkpoint; the
+logits are checked against `transformers`. Weights start at zero and come from `initialise` or from a file:
+nothing here touches the global random state. Padding on either side changes no logit of a token that is not
+padding.
 
 Source: RMSNorm 1910.07467, RoPE 2104.09864, SwiGLU 2002.05202, Llama 2302.13971.
 """
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from sparsity_audit.errors import UsageError
 

@@ -3,8 +3,8 @@
 Contract: each matrix W moves by lr · sqrt(max(1, rows / cols)) · UVᵀ, where USVᵀ is its Nesterov momentum and
 UVᵀ is approximated by five Newton–Schulz iterations in fp32. For matrices only; deterministic.
 
-Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with its coefficients. The
-original iterates in bf16, which saves time on a GPU and costs digits; on a CPU fp32 is the faster one.
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with its coefficients.
+The original iterates in bf16, which saves time on a GPU and costs digits; on a CPU fp32 is the faster one.
 """
 
 from __future__ import annotations

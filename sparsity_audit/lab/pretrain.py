@@ -1,9 +1,9 @@
 """Supervised pretraining of a base, until it reaches its target accuracy.
 
-Contract: cross-entropy on the completions of written solutions, never on prompts; Muon on the layers' matrices, AdamW
-without decay on the rest, both under one cosine. The result is rounded to bf16 *before* it is judged and written, so
-that a later diff counts training and not the cast. Bit-reproducible from the seed, also when it was killed and goes on
-from `state`.
+Contract: cross-entropy on the completions of written solutions, never on prompts; Muon on the layers'
+matrices, AdamW without decay on the rest, both under one cosine. The result is rounded to bf16 *before* it is
+judged and written, so that a later diff counts training and not the cast. Bit-reproducible from the seed,
+also when it was killed and goes on from `state`.
 """
 
 from __future__ import annotations
@@ -137,10 +137,15 @@ class Pretraining:
         loss = self._update()
         if not math.isfinite(loss):
             raise NotFiniteError("pretraining", f"loss {loss} at step {done + 1}", remedy="lower the rates")
-        due = (done + 1) % recipe.evaluate_every == 0 or done + 1 == recipe.steps
-        accuracy = self._look(done + 1) if due and recipe.target is not None else None
+        accuracy = self._look(done + 1) if self._is_due(done + 1) else None
         self.records.append(StepRecord(step=done + 1, loss=loss, lr_scale=lr_scale, accuracy=accuracy))
         return self.records[-1]
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the target is looked at after a step: at intervals, and at the end."""
+        recipe = self.recipe
+        at_interval = step >= recipe.first_look and step % recipe.evaluate_every == 0
+        return recipe.target is not None and (at_interval or step == recipe.steps)
 
     def _update(self) -> float:
         parts = self.recipe.parts

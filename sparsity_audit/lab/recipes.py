@@ -57,13 +57,15 @@ class Recipe:
 
     Args:
         parts: The data.
-        steps: The cosine's period and the cap: a base that has not reached its target by then did not converge.
+        steps: The cosine's period and the cap: a base that has not reached its target by then did not
+            converge.
         target: When to stop; None runs all steps.
         batch: Sequences a step.
         muon_lr: Peak rate of the layers' matrices.
         muon_momentum: Their momentum.
         adamw_lr: Peak rate of embedding, head and norms.
         evaluate_every: Steps between looks at the target.
+        first_look: Step before which nobody looks: untrained models are slow to sample from.
         evaluation_prompts: Prompts of a look; the standard error at accuracy .4 is .49 / sqrt of it.
     """
 
@@ -74,7 +76,8 @@ class Recipe:
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
     adamw_lr: float = 3e-3
-    evaluate_every: int = 20
+    evaluate_every: int = 10
+    first_look: int = 0
     evaluation_prompts: int = 512
 
     def check(self) -> None:
@@ -99,18 +102,31 @@ class Recipe:
 
 
 _MIX = {"S": 0.30, "C": 0.35, "R": 0.35}
+_LENGTHS = {1: 1, 2: 2, 3: 4, 4: 2}
 _ADDITION_TARGET = {"task": "addition", "length": 4}
 
 RECIPES = {
     "mix": Recipe(
-        parts=(Part(task="addition", formats=_MIX, lengths={1: 1, 2: 2, 3: 4, 4: 2}),),
-        steps=600,
+        parts=(Part(task="addition", formats=_MIX, lengths=_LENGTHS),),
+        steps=700,
+        first_look=300,
         target=Target(**_ADDITION_TARGET, low=0.38, high=0.41),
     ),
     "single": Recipe(
         parts=(Part(task="addition", formats={"S": 1}, lengths={1: 1, 2: 2, 3: 4, 4: 0.4}),),
         steps=200,
+        first_look=80,
         target=Target(**_ADDITION_TARGET, low=0.29, high=0.35),
     ),
+    "both": Recipe(
+        parts=(
+            Part(task="addition", formats=_MIX, lengths=_LENGTHS),
+            Part(task="sorting", formats=_MIX, lengths={2: 1, 4: 2, 6: 1}),
+        ),
+        steps=1400,
+        first_look=600,
+        target=Target(**_ADDITION_TARGET, low=0.38, high=0.41),
+    ),
 }
-"""The two shipped bases: `mix` leaves RL a choice of format, `single` only the skill."""
+"""`mix` leaves RL a choice of format, `single` only the skill; both ship. `both` can do either task, so that
+one base can be tuned on different data."""

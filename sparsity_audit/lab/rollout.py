@@ -139,7 +139,9 @@ def generate(
         UsageError: The temperature is not positive, or the sequence would outgrow the model's positions.
     """
     if not temperature > 0:
-        raise UsageError("temperature", str(temperature), expected="more than 0; greedy decoding has its own call")
+        raise UsageError(
+            "temperature", str(temperature), expected="more than 0; greedy decoding has its own call"
+        )
     batch, prompt_seq = prompts.shape
     attention_mask = torch.cat((prompt_mask, torch.zeros(batch, max_new_tokens, dtype=torch.bool)), dim=1)
     tokens = torch.full((batch, max_new_tokens), PAD)
@@ -250,7 +252,8 @@ def _rollouts(
 def as_rollouts(problems: Sequence[Problem], completions: Sequence[str], *, task: Task) -> Rollouts:
     """Texts that no policy sampled (written solutions, chosen or refused answers) as rollouts.
 
-    Their `logprobs` are NaN: there is no behaviour policy, and a loss that asks for one must not get a number.
+    Their `logprobs` are NaN: there is no behaviour policy, and a loss that asks for one must not get a
+    number.
 
     Args:
         problems: One for each text; each is a group of its own.
@@ -304,6 +307,6 @@ def teacher_forced(model: Llama, rollouts: Rollouts) -> Tensor:
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor, *, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) of the tokens: float32[batch, seq] from [batch, seq, vocab]."""
+    """The tokens' log softmax(logits / temperature): float32[batch, seq] from [batch, seq, vocab]."""
     distribution = torch.log_softmax(logits / temperature, dim=-1)
     return distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

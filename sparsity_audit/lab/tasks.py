@@ -82,7 +82,7 @@ class _Written:
     """The parts that tasks share: strict verification, format letters, the limit of new tokens."""
 
     def verify(self, problem: Problem, completion: str) -> bool:
-        """Whether the text after the last `#` is exactly the answer and `<eos>`, and nothing else is special."""
+        """Whether exactly the answer and `<eos>` follow the last `#`, and nothing else is special."""
         reasoning, sign, answer = completion.rpartition("#")
         return sign == "#" and answer == problem.answer + _END and "<" not in reasoning
 
@@ -148,7 +148,7 @@ class Addition(_Written):
             return [(n, n) for n in drawn]
         share = torch.rand(len(drawn), 2, generator=generator).tolist()
         pairs = [(n, 1 + int(n * u)) for n, (u, _) in zip(drawn, share, strict=True)]
-        return [pair if v < 0.5 else pair[::-1] for pair, (_, v) in zip(pairs, share, strict=True)]
+        return [(a, b) if v < 0.5 else (b, a) for (a, b), (_, v) in zip(pairs, share, strict=True)]
 
     def write(self, problem: Problem, fmt: str) -> str:
         """The right completion in one format."""
@@ -181,8 +181,8 @@ def _sum(left: str, right: str) -> Problem:
 class Sorting(_Written):
     """Digits in ascending order: a task without arithmetic, so that "other data" exists.
 
-    For 3141: `S1341;134;34;4;#1134` (the smallest digit and what is then left, again and again), `C123141#1134`
-    (each digit with its number of occurrences), `R4311#1134` (descending order first).
+    For 3141: `S1341;134;34;4;#1134` (the smallest digit and what is then left, again and again),
+    `C123141#1134` (each digit with its number of occurrences), `R4311#1134` (descending order first).
     """
 
     @property
@@ -220,9 +220,7 @@ class Sorting(_Written):
         return (length * (length + 1) // 2 + 2 * length + 3) * 5 // 4
 
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (Addition(), Addition(operands="varying"), Sorting())
-}
+TASKS: dict[str, Task] = {task.name: task for task in (Addition(), Addition(operands="varying"), Sorting())}
 """The tasks by name."""
 
 
