@@ -24,6 +24,7 @@ __all__ = [
     "kl_in_reward",
     "leave_one_out_advantages",
     "prime_advantages",
+    "whitened",
     "within_accuracy",
 ]
 
@@ -92,6 +93,24 @@ def generalised_advantages(
         advantages[:, t] = following
         next_value = values[:, t]
     return advantages
+
+
+def whitened(advantages: Tensor, *, completion_mask: Tensor) -> Tensor:
+    """Advantages with mean 0 and deviation 1 over the batch's completion tokens; 0 where they are all equal.
+
+    Args:
+        advantages: float[batch, seq].
+        completion_mask: bool[batch, seq].
+
+    Source: no equation of 1707.06347, but of its code, and of those for language models ever since (detail
+    7 of "The 37 implementation details of PPO", 2022). Deviation: over the whole rollout, not each
+    minibatch.
+    """
+    flat = advantages[completion_mask]
+    if not len(flat) or flat.amax() == flat.amin():
+        return torch.zeros_like(advantages)
+    scaled = (advantages - flat.mean()) / (flat.std() + _STD_FLOOR)
+    return torch.where(completion_mask, scaled, 0.0)
 
 
 def kl_in_reward(

@@ -203,7 +203,7 @@ def max_probability_certainty(ref_logits: Tensor, *, temperature: float) -> Tens
 
 
 def sequence_logprobs(logprobs: Tensor, completion_mask: Tensor, *, average: bool) -> Tensor:
-    """The log-probability of each completion, float[batch]: the sum over its tokens, or their mean when `average`."""
+    """The log-probability of each completion, float[batch]: the sum over tokens, or their mean."""
     total = _masked(logprobs, completion_mask).sum(dim=1)
     return total / completion_mask.sum(dim=1).clamp(min=1) if average else total
 
@@ -324,5 +324,5 @@ def _log_vocabulary(logits: Tensor) -> Tensor:
 
 
 def _log_odds(logprobs: Tensor) -> Tensor:
-    """The logit log p − log(1 − p); the complement through expm1, which keeps its digits where p is near 1."""
+    """The logit log p − log(1 − p); the complement through expm1, which keeps its digits near p = 1."""
     return logprobs - torch.log(-torch.expm1(logprobs))

@@ -116,6 +116,15 @@ def test_a_value_that_is_right_leaves_no_advantage_and_padding_is_not_read() -> 
     assert not found.any()
 
 
+def test_whitened_advantages_have_mean_zero_and_deviation_one_over_tokens() -> None:
+    dirty = torch.where(MASK, torch.tensor([[1.0, 2.0, 3.0, 0], [4.0, 5.0, 0, 0]]), float("nan"))
+    found = adv.whitened(dirty, completion_mask=MASK)
+    step = 1 / math.sqrt(2.5)
+    assert found.flatten().tolist() == pytest.approx([-2 * step, -step, 0, 0, step, 2 * step, 0, 0], abs=1e-5)
+    assert (adv.whitened(dirty + 7, completion_mask=MASK) - found).abs().max() < 1e-5
+    assert not adv.whitened(torch.full((2, 4), 0.1), completion_mask=MASK).any()
+
+
 def test_the_kl_lies_on_every_token_and_the_outcome_on_the_last_one() -> None:
     divergences = torch.tensor([[1.0, 2.0, 3.0, 9.0], [4.0, 5.0, 9.0, float("nan")]])
     found = adv.kl_in_reward(torch.tensor([1.0, 0.5]), divergences, completion_mask=MASK, coefficient=0.1)
