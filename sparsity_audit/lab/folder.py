@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,9 @@ __all__ = ["StoredDType", "load_model", "resolve_base", "save_model", "write_fil
 StoredDType = Literal["bf16", "fp32"]
 
 _TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_LARGEST = {int: 65_536, float: 1e9}
+"""Of the numbers in a config: a bound before anything is allocated."""
+
 _FIXED = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -189,30 +192,44 @@ def _read_config(path: Path) -> LlamaConfig:
         raise CorruptCheckpointError(subject, f"cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise CorruptCheckpointError(subject, "is not a JSON object")
+    return _shape(subject, _checked(subject, found))
+
+
+def _checked(subject: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The config with the rotations where older ones have them. Raises where it asks for other arithmetic."""
+    rope = found.get("rope_parameters")
+    merged = {**found, **(rope if isinstance(rope, dict) else {})}
     wanted = {
         **_FIXED,
         "vocab_size": len(TOKENS),
         "num_key_value_heads": found.get("num_attention_heads"),
         "rope_scaling": None,
+        "rope_type": "default",
     }
     for key, value in wanted.items():
-        if found.get(key, value) != value:
-            raise UnsupportedFormatError(subject, f"{key} is {found[key]!r}", expected=repr(value))
-    return _shape(subject, found)
+        if merged.get(key, value) != value:
+            raise UnsupportedFormatError(subject, f"{key} is {merged[key]!r}", expected=repr(value))
+    return merged
 
 
 def _shape(subject: str, found: Mapping[str, Any]) -> LlamaConfig:
-    rope = found.get("rope_parameters")
-    merged = {**found, **(rope if isinstance(rope, dict) else {})}
     values: dict[str, Any] = {}
-    for field in LlamaConfig.__dataclass_fields__:
-        value = merged.get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise CorruptCheckpointError(subject, f"{field} is {value!r}", expected="a positive number")
-        values[field] = value
+    for name, kind in get_type_hints(LlamaConfig).items():
+        value = found.get(name)
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            raise CorruptCheckpointError(
+                subject, f"{name} is {value!r}", expected=f"a number ({kind.__name__})"
+            )
+        if not 0 < value <= _LARGEST[kind]:
+            raise CorruptCheckpointError(
+                subject, f"{name} is {value!r}", expected=f"above 0, at most {_LARGEST[kind]}"
+            )
+        values[name] = kind(value)
     config = LlamaConfig(**values)
     if config.hidden_size % (2 * config.num_attention_heads):
         raise CorruptCheckpointError(
-            subject, f"hidden_size {config.hidden_size} for {config.num_attention_heads} heads"
+            subject,
+            f"hidden_size {config.hidden_size} for {config.num_attention_heads} heads",
+            expected="heads of an even width",
         )
     return config

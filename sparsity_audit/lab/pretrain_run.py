@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,7 @@ def run_pretraining(
         on_step(run.step())
         if run.records[-1].step % recipe.evaluate_every == 0:
             _save(run, resume, settings)
-            reached("pretraining state written")
+            reached("training state written")
     result = run.result()
     save_model(
         result.model,
@@ -92,17 +93,18 @@ def _load(run: Pretraining, resume: Path, settings: dict[str, Any]) -> None:
     """Go on from a killed run's state where there is one. Raises OutputError where it is another run's."""
     if not resume.exists():
         return
+    anew = "add --overwrite to begin anew"
+    if not zipfile.is_zipfile(resume):
+        raise OutputError(str(resume), "is not the state of a pretraining run", remedy=anew)
     try:
         saved = torch.load(resume, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise OutputError(
-            str(resume), f"cannot be read: {error}", remedy="add --overwrite to begin anew"
-        ) from error
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise OutputError(str(resume), f"cannot be read: {error}", remedy=anew) from error
     if saved["settings"] != json.dumps(settings):
         raise OutputError(
             str(resume),
             "is the state of a run with other settings",
-            remedy="repeat that run's settings, choose another -o, or add --overwrite to begin anew",
+            remedy=f"repeat that run's settings, choose another -o, or {anew}",
         )
     run.load_state(saved["state"])
 
