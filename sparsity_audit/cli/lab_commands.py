@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsity_audit.cli.lab_train_command import train
+from sparsity_audit.cli.mixture_type import MixtureType
 from sparsity_audit.cli.options import OUTPUT_PATH, echo_note
 from sparsity_audit.lab.names import RECIPE_NAMES, SIZE_NAMES, TASK_NAMES
 
@@ -25,30 +26,6 @@ _SEED = click.option(
 )
 
 
-class _Weights(click.ParamType):
-    """A mixture by weight: `S=.3,C=.35,R=.35`, `3=2,4=1`, or one key alone."""
-
-    name = "key=weight,…"
-
-    def __init__(self, key: Callable[[str], Any]) -> None:
-        self._key = key
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[Any, float]:
-        """Parse the text."""
-        if isinstance(value, dict):
-            return value
-        try:
-            parts = [part.partition("=") for part in str(value).split(",")]
-            mixture = {self._key(key): float(weight) if sign else 1.0 for key, sign, weight in parts}
-        except ValueError:
-            self.fail(f"{value!r} is not a mixture such as 3=2,4=1", param, ctx)
-        if len(mixture) < len(parts):
-            self.fail(f"{value!r} names a key twice", param, ctx)
-        return mixture
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def lab() -> None:
     """Real RL fine-tuning of a small model on one CPU core, with everything about it known.
@@ -57,6 +34,9 @@ def lab() -> None:
     Example:
       sparsity-audit lab evaluate mix --prompts 64 --samples 2
     """
+
+
+lab.add_command(train)
 
 
 @lab.command()
@@ -71,8 +51,10 @@ def lab() -> None:
     "--target", type=float, nargs=2, help="Lowest and highest accuracy wanted [default: the recipe's]."
 )
 @click.option("--no-target", is_flag=True, help="Run all steps, whatever the accuracy.")
-@click.option("--formats", type=_Weights(str), help="Solution formats by weight, such as S=.3,C=.35,R=.35.")
-@click.option("--lengths", type=_Weights(int), help="Problem lengths by weight, such as 1=1,2=2,3=4,4=2.")
+@click.option(
+    "--formats", type=MixtureType(str), help="Solution formats by weight, such as S=.3,C=.35,R=.35."
+)
+@click.option("--lengths", type=MixtureType(int), help="Problem lengths by weight, such as 1=1,2=2,3=4,4=2.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished base, or the state of a killed run.")
 @click.pass_context
 def pretrain(
@@ -119,7 +101,7 @@ def _print_step(record: StepRecord) -> None:
     "--task", type=click.Choice(TASK_NAMES), default="addition", show_default=True, help="What is asked."
 )
 @click.option(
-    "--digits", type=_Weights(int), default="4", show_default=True, help="Length, or lengths by weight."
+    "--digits", type=MixtureType(int), default="4", show_default=True, help="Length, or lengths by weight."
 )
 @click.option(
     "--prompts", "num_prompts", type=click.IntRange(min=1), default=512, show_default=True, help="Problems."

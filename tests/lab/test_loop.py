@@ -99,10 +99,8 @@ def test_the_base_that_is_given_is_not_touched() -> None:
 
 def test_an_update_mask_keeps_all_other_entries_the_same_bits() -> None:
     generator = torch.Generator().manual_seed(0)
-    mask = {
-        name: torch.rand(weight.shape, generator=generator) < 0.1
-        for name, weight in base().named_parameters()
-    }
+    weights = base().named_parameters()
+    mask = {name: torch.rand(weight.shape, generator=generator) < 0.1 for name, weight in weights}
     training, _ = _train(config("grpo", weight_decay=0.1), update_mask=mask)
     moved = _moved(training)
     assert sum(int(entries.sum()) for entries in moved.values()) > 1000
@@ -192,7 +190,7 @@ def test_weights_stay_finite_when_a_run_stops() -> None:
         training.policy.lm_head.weight[3, 3] = float("nan")
     with (
         one_thread(),
-        pytest.raises(NotFiniteError, match="step 1(.|\n)*log-probability of a completion is nan"),
+        pytest.raises(NotFiniteError, match=r"step 1(.|\n)*of a completion is nan"),
     ):
         training.step()
     assert int(torch.isnan(training.policy.lm_head.weight).sum()) == 1

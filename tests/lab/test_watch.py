@@ -66,10 +66,10 @@ def test_completions_of_the_base_say_nothing_about_the_policy() -> None:
 
 def test_completions_that_are_cut_are_said_with_the_remedy() -> None:
     notes = _notes([replace(FINE, truncated_frac=0.75)] * 2)
-    assert notes == [
-        "warning: 75% of the completions of step 1 were cut at 20 tokens and have reward 0; "
-        "raise --max-new-tokens"
-    ]
+    expected = (
+        "75% of the completions of step 1 were cut at 20 tokens and have reward 0; raise --max-new-tokens"
+    )
+    assert notes == [f"warning: {expected}"]
 
 
 def test_divergence_weights_that_cannot_act_are_said_before_the_first_step() -> None:
