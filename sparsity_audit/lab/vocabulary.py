@@ -78,7 +78,7 @@ def _tokenizer() -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Split",
-            "pattern": {"Regex": "(?s:.)"},
+            "pattern": {"Regex": r"[\s\S]"},
             "behavior": "Isolated",
             "invert": False,
         },

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsity_audit.errors import UsageError
+from sparsity_audit.lab.folder import resolve_base
+from sparsity_audit.lab.names import BASES
 from sparsity_audit.lab.vocabulary import (
     BOS,
     EOS,
@@ -50,3 +52,9 @@ def test_the_tokenizer_files_hold_the_same_ids() -> None:
     assert sorted(vocabulary, key=vocabulary.__getitem__) == list(TOKENS)
     added = {token["content"]: token["id"] for token in files["tokenizer.json"]["added_tokens"]}
     assert added == {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_shipped_bases_carry_these_tokenizer_files(name: str) -> None:
+    folder = resolve_base(name)
+    assert {file: (folder / file).read_text() for file in tokenizer_files()} == tokenizer_files()
