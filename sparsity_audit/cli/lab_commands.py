@@ -79,6 +79,8 @@ def pretrain(
     click.echo(str(options["output"]))
     if result.accuracy is not None:
         click.echo(f"accuracy {_with_error(result.accuracy)}, rounded to bf16")
+    if result.overshot:
+        echo_note("overshot: the accuracy lies above the target, because ability came in one jump")
     if not result.converged:
         echo_note(
             "did not converge: the target accuracy was not reached; raise --steps, or try another --seed"

@@ -61,6 +61,7 @@ class Pretrained:
         steps: Steps that were taken.
         converged: Whether the target was reached; true where there is none.
         accuracy: On fresh problems of the target, of the rounded weights; None without a target.
+        overshot: Whether that accuracy lies above the target's upper end.
         records: One a step.
     """
 
@@ -68,6 +69,7 @@ class Pretrained:
     steps: int
     converged: bool
     accuracy: Estimate | None
+    overshot: bool
     records: tuple[StepRecord, ...]
 
 
@@ -174,11 +176,13 @@ class Pretraining:
         """The base, rounded to bf16 and judged on fresh problems."""
         round_to_bf16(self.model)
         target = self.recipe.target
+        accuracy = None if target is None else estimate(self._rewards("final", _FINAL_PROMPTS))
         return Pretrained(
             model=self.model,
             steps=len(self.records),
             converged=target is None or self.reached_target,
-            accuracy=None if target is None else estimate(self._rewards("final", _FINAL_PROMPTS)),
+            accuracy=accuracy,
+            overshot=target is not None and accuracy is not None and accuracy.value > target.high,
             records=tuple(self.records),
         )
 

@@ -116,6 +116,7 @@ def _record(result: Pretrained, settings: dict[str, Any]) -> bytes:
         **settings,
         "steps": result.steps,
         "converged": result.converged,
+        "overshot": result.overshot,
         "accuracy": None if result.accuracy is None else asdict(result.accuracy),
     }
     return (json.dumps(record, indent=1) + "\n").encode()
