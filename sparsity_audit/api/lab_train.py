@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["lab_train"]
 
+_DEFAULT_EPOCHS = {"sft": 4, "expert-iteration": 8}
+"""Imitation takes smaller steps than a signed advantage does; with one pass it gains half as much."""
+
 
 def lab_train(
     output: str | Path,
@@ -45,7 +48,7 @@ def lab_train(
     lr: float = 3e-4,
     weight_decay: float = 0.0,
     grad_clip: float = 1.0,
-    epochs: int = 1,
+    epochs: int | None = None,
     minibatches: int = 1,
     clip: float = 0.2,
     normalisation: Normalisation = "token-mean",
@@ -95,7 +98,7 @@ def lab_train(
         lr: Learning rate.
         weight_decay: Decoupled for AdamW.
         grad_clip: Limit of the gradient norm.
-        epochs: Passes over a step's data.
+        epochs: Passes over a step's data; default 4 for SFT, 8 for expert iteration, else 1.
         minibatches: Updates of a pass; with one update a step the ratio clip is never active.
         clip: ε of the ratio clip.
         normalisation: `token-mean` or `sequence-mean`.
@@ -115,7 +118,7 @@ def lab_train(
         sample_from: Who completes: default the policy, for SFT the base.
         solutions: SFT: `verified` completions (default) or `written` ones.
         formats: Weight of each format of written solutions; default S alone.
-        rounds: Of expert iteration; default 2, or 1 for a single step.
+        rounds: Of expert iteration; default 4, or as many as there are steps.
         beta: The algorithm's β; default the paper's.
         margin: γ of SimPO; default .5.
         checkpoints: `log` keeps steps 0, 1, 2, 4, … and the last.
@@ -157,7 +160,7 @@ def lab_train(
         lr=lr,
         weight_decay=weight_decay,
         grad_clip=grad_clip,
-        epochs=epochs,
+        epochs=_DEFAULT_EPOCHS.get(algorithm, 1) if epochs is None else epochs,
         minibatches=minibatches,
         clip=clip,
         normalisation=normalisation,
@@ -177,7 +180,7 @@ def lab_train(
         sample_from=sample_from or ("base" if algorithm == "sft" else "policy"),
         solutions="verified" if solutions is None and algorithm == "sft" else solutions,
         formats={"S": 1.0} if formats is None and written else formats,
-        rounds=min(2, steps) if rounds is None and algorithm == "expert-iteration" else rounds,
+        rounds=min(4, steps) if rounds is None and algorithm == "expert-iteration" else rounds,
         beta=DEFAULT_BETA.get(algorithm) if beta is None else beta,
         margin=0.5 if margin is None and algorithm == "simpo" else margin,
         checkpoints=checkpoints,

@@ -174,7 +174,8 @@ class PolicyGradient:
             return torch.ones_like(reference.logprobs)
         if config.kl_priority == "shannon":
             return losses.shannon_certainty(reference.logits) ** config.kl_exponent
-        certainty = losses.max_probability_certainty(reference.logits, temperature=config.kl_temperature)
+        logits = reference.logits * config.temperature
+        certainty = losses.max_probability_certainty(logits, temperature=config.kl_temperature)
         return certainty**config.kl_exponent
 
 

@@ -82,7 +82,8 @@ class TrainConfig:
         divergence_scale: s of divergence-weighted advantages; 0 is off.
         divergence_alpha: α.
         divergence_control: `none`, `mean-normalised` or `shuffled`.
-        entropy_top: Share of tokens, by entropy, that the policy loss is taken on; 1 is all.
+        entropy_top: Share of tokens, by entropy, that the policy loss is taken on; 1 is all. Rows without
+            advantage are not ranked.
         shuffle_rewards: Permute the rewards of a step's rollouts: the control that must not learn.
         sample_from: Who makes the completions: the `policy` as it is, or the frozen `base`.
         solutions: What SFT imitates: `verified` completions of the base, or `written` by the task.

@@ -9,6 +9,7 @@ the run.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -152,12 +153,12 @@ class Training:
 
     def _round_data(self, rounds: int) -> tuple[Scored | None, Batch]:
         """Expert iteration: at the start of a round all its completions, then a share of them each step."""
-        size = math.ceil(self.config.steps / rounds)
-        number, place = divmod(self.done, size)
+        starts = [number * self.config.steps // rounds for number in range(rounds + 1)]
+        number = bisect.bisect_right(starts, self.done) - 1
+        place, size = self.done - starts[number], starts[number + 1] - starts[number]
         scored = None
         if place == 0:
-            parts = [self._rollouts(self.done + i) for i in range(min(size, self.config.steps - self.done))]
-            scored = self._scored(_joined(parts))
+            scored = self._scored(_joined([self._rollouts(self.done + i) for i in range(size)]))
             self._round = self._algorithm.prepare(self.actors, scored)
             self._policy.reset(self.actors.reference.state_dict())
         assert self._round is not None
@@ -181,7 +182,7 @@ class Training:
         clipped = [loss.clipped_share for loss in found if loss.clipped_share is not None]
         weights = [loss.weight_mean for loss in found if loss.weight_mean is not None]
         return {
-            "updates": len(norms),
+            "updates": sum(norm > 0 for norm in norms),
             "loss": _mean(losses),
             "grad_norm": _mean(norms),
             "clip_frac": _mean(clipped),

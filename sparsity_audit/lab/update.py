@@ -3,7 +3,7 @@
 Contract: gradients are masked *before* the norm clip and so before the moments; entries outside the mask are
 restored with `torch.where` after the step, bit for bit, whatever weight decay or −0.0 did to them. In the
 `bf16` arm weights are rounded to nearest even after every step while moments and arithmetic stay fp32:
-storage is emulated, matmuls are not. Nothing is applied when a gradient is not finite.
+storage is emulated, matmuls are not. A gradient that is zero or not finite moves nothing.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Learner:
         """Move the weights along their gradients.
 
         Returns:
-            The gradient's norm before clipping, of the entries that may move. Not finite when the gradient is
-            not: then nothing was moved.
+            The gradient's norm before clipping, of the entries that may move. Where it is 0 or not finite
+            nothing was moved: neither momentum nor decay acts without a gradient.
         """
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
@@ -77,7 +77,7 @@ class Learner:
             if self._mask is not None:
                 parameter.grad = torch.where(self._mask[name], parameter.grad, 0.0)
         norm = torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), self._grad_clip)
-        if not torch.isfinite(norm):
+        if norm == 0 or not torch.isfinite(norm):
             return float(norm)
         before = None if self._mask is None else {n: p.clone() for n, p in self._parameters.items()}
         self._optimizer.step()

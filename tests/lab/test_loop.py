@@ -155,7 +155,7 @@ def test_a_step_without_signal_changes_no_weight_and_is_counted() -> None:
 def test_a_reward_that_never_varies_leaves_ppo_without_advantage_once_the_value_is_right() -> None:
     """All outcomes 0 and a value head of 0: whitened advantages are exactly 0, and so is the gradient."""
     training, metrics = _train(config("ppo", max_new_tokens=1))
-    assert [seen.grad_norm for seen in metrics] == [0, 0, 0]
+    assert [(seen.grad_norm, seen.updates) for seen in metrics] == [(0, 0)] * 3
     assert not any(moved.any() for moved in _moved(training).values())
 
 
@@ -177,6 +177,15 @@ def test_expert_iteration_starts_each_round_from_the_base_with_the_policys_compl
         for w, b in zip(training.policy.parameters(), training.actors.reference.parameters(), strict=True)
     )
     assert step <= 1.01 * settings.lr
+
+
+@pytest.mark.parametrize(
+    ("steps", "rounds", "starts"), [(5, 2, [0, 2]), (5, 3, [0, 1, 3]), (3, 3, [0, 1, 2])]
+)
+def test_rounds_share_the_steps_and_each_step_trains_on_rows_of_its_own(steps, rounds, starts) -> None:
+    _, metrics = _train(config("expert-iteration", steps=steps, rounds=rounds))
+    assert [seen.step - 1 for seen in metrics if seen.rollouts] == starts
+    assert sum(seen.rollouts for seen in metrics) == 16 * steps
 
 
 def test_a_learning_rate_that_explodes_stops_the_run_and_names_the_step() -> None:

@@ -74,7 +74,7 @@ def test_bf16_weights_lie_on_the_grid_after_every_update_and_fp32_weights_do_not
 
 def test_rounding_goes_to_the_nearest_even_code() -> None:
     parameters = {"w": nn.Parameter(torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20]))}
-    parameters["w"].grad = torch.zeros(3)
+    parameters["w"].grad = torch.full((3,), 1e-10)
     _learner(parameters, precision="bf16", optimizer="sgd").apply()
     assert parameters["w"].tolist() == [1.0, 1 + 4 * 2**-8, 1 + 2 * 2**-8]
 
@@ -125,6 +125,16 @@ def test_a_full_mask_is_no_mask() -> None:
     _run(_learner(plain), plain, 3)
     _run(_learner(masked, update_mask=full), masked, 3)
     assert all(torch.equal(plain[name], masked[name]) for name in plain)
+
+
+def test_without_a_gradient_neither_momentum_nor_decay_moves_anything() -> None:
+    parameters = _parameters()
+    learner = _learner(parameters, weight_decay=0.1)
+    _run(learner, parameters, 2)
+    before = _codes(parameters)
+    learner.forget_gradients()
+    assert learner.apply() == 0
+    assert all(torch.equal(codes, before[name]) for name, codes in _codes(parameters).items())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
