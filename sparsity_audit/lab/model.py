@@ -91,6 +91,10 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def keep(self, rows: Tensor) -> None:
+        """Drop the sequences where bool[batch] is false."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
 
 class _Step(NamedTuple):
     """What all layers of one forward pass share: rotations, visible keys, the cache."""

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+_WORTH_KEEPING = 0.75
+"""Share of rows still going below which the others leave the cache: copying it costs about a step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completions:
     """What `generate` made: tokens without a judgement.
@@ -148,33 +152,43 @@ def generate(
     logprobs = torch.zeros(batch, max_new_tokens)
     cache = KVCache(model.config, batch=batch, capacity=prompt_seq + max_new_tokens)
     going = torch.ones(batch, dtype=torch.bool)
+    rows = torch.arange(batch)  # those the cache holds: all that are going, and some that have ended
     new = prompts
     for step in range(max_new_tokens):
         end = prompt_seq + step
-        logits = model(new, attention_mask[:, :end], cache=cache)[:, -1]
+        logits = model(new, attention_mask[rows, :end], cache=cache)[:, -1]
         distribution = torch.log_softmax(logits / temperature, dim=-1)
-        chosen = _choose(distribution, generator)
-        tokens[:, step] = torch.where(going, chosen, PAD)
-        logprobs[:, step] = torch.where(going, distribution.gather(1, chosen[:, None])[:, 0], 0.0)
+        chosen = _choose(distribution, _noise(batch, distribution, generator), rows)
+        tokens[rows, step] = torch.where(going[rows], chosen, PAD)
+        logprobs[rows, step] = torch.where(going[rows], distribution.gather(1, chosen[:, None])[:, 0], 0.0)
         attention_mask[:, end] = going
-        going = going & (chosen != EOS)
+        going[rows] &= chosen != EOS
         if not going.any():
             break
-        new = tokens[:, step : step + 1]
+        if int(going.sum()) < _WORTH_KEEPING * len(rows):
+            cache.keep(going[rows])
+            rows = rows[going[rows]]
+        new = tokens[rows, step : step + 1]
     mask = attention_mask[:, prompt_seq:]
     used = int(mask.any(dim=0).sum())
     return Completions(tokens=tokens[:, :used], mask=mask[:, :used], logprobs=logprobs[:, :used])
 
 
-def _choose(distribution: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token a row from log-probabilities [batch, vocab].
+def _noise(batch: int, distribution: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    """Exp(1) for every row of the batch, ended or not: a row's noise does not depend on when others end."""
+    if generator is None:
+        return None
+    return distribution.new_empty(batch, distribution.shape[1]).exponential_(generator=generator)
+
+
+def _choose(distribution: Tensor, noise: Tensor | None, rows: Tensor) -> Tensor:
+    """One token a row from log-probabilities [rows, vocab].
 
     Exponential race: with E_i ~ Exp(1), argmax p_i / E_i has the distribution p (the Gumbel-max trick).
     """
-    if generator is None:
+    if noise is None:
         return distribution.argmax(dim=-1)
-    noise = torch.empty_like(distribution).exponential_(generator=generator)
-    return (distribution.exp() / noise).argmax(dim=-1)
+    return (distribution.exp() / noise[rows]).argmax(dim=-1)
 
 
 def sample(

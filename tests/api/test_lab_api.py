@@ -35,7 +35,8 @@ def test_a_recipe_can_be_changed_in_steps_target_formats_and_lengths(tmp_path: P
     assert (record["recipe"]["steps"], record["recipe"]["target"], record["seed"]) == (2, None, 3)
 
 
-def test_another_size_and_target_are_followed(tmp_path: Path) -> None:
+def test_another_size_and_target_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsity_audit.lab.pretrain._FINAL_PROMPTS", 64)
     result = sa.lab_pretrain("single", tmp_path / "small", size="small", steps=1, target=None)
     assert sum(weight.numel() for weight in result.model.parameters()) == 784_512
     result = sa.lab_pretrain("single", tmp_path / "tiny", steps=1, lengths={1: 1.0}, target=(0.5, 0.6))

@@ -25,7 +25,10 @@ def test_a_base_is_pretrained_with_progress_on_stderr(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "model.safetensors").exists()
 
 
-def test_a_base_that_misses_its_target_exits_with_1_and_says_so(tmp_path: Path) -> None:
+def test_a_base_that_misses_its_target_exits_with_1_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsity_audit.lab.pretrain._FINAL_PROMPTS", 64)
     done = run(
         *("pretrain", "--base", "mix", "-o", str(tmp_path / "b"), "--steps", "1", "--lengths", "1"),
         *("--formats", "R=2,S=1", "--target", "0.5", "0.6"),
