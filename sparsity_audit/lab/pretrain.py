@@ -28,8 +28,6 @@ from sparsity_audit.lab.tasks import named_task
 
 __all__ = ["NotFiniteError", "Pretrained", "Pretraining", "StepRecord", "written_solutions"]
 
-_FINAL_PROMPTS = 4096
-
 
 class NotFiniteError(SparsityAuditError, ArithmeticError):
     """A loss became NaN or infinite."""
@@ -176,7 +174,7 @@ class Pretraining:
         """The base, rounded to bf16 and judged on fresh problems."""
         round_to_bf16(self.model)
         target = self.recipe.target
-        accuracy = None if target is None else estimate(self._rewards("final", _FINAL_PROMPTS))
+        accuracy = None if target is None else estimate(self._rewards("final", self.recipe.final_prompts))
         return Pretrained(
             model=self.model,
             steps=len(self.records),

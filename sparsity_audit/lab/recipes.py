@@ -68,6 +68,7 @@ class Recipe:
         evaluate_every: Steps between looks at the target.
         first_look: Step before which nobody looks: untrained models are slow to sample from.
         evaluation_prompts: Prompts of a look; the standard error at accuracy .4 is .49 / sqrt of it.
+        final_prompts: Prompts that the finished base is judged on.
     """
 
     parts: tuple[Part, ...]
@@ -80,6 +81,7 @@ class Recipe:
     evaluate_every: int = 10
     first_look: int = 0
     evaluation_prompts: int = 512
+    final_prompts: int = 4096
 
     def check(self) -> None:
         """Refuse a recipe that cannot be followed. Raises UsageError."""

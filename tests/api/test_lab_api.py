@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import sparsity_audit as sa
 from sparsity_audit.errors import CheckpointNotFoundError, UsageError
 from sparsity_audit.lab.pretrain import StepRecord
+from sparsity_audit.lab.recipes import RECIPES
 
 
 def test_a_recipe_can_be_changed_in_steps_target_formats_and_lengths(tmp_path: Path) -> None:
@@ -36,7 +38,7 @@ def test_a_recipe_can_be_changed_in_steps_target_formats_and_lengths(tmp_path: P
 
 
 def test_another_size_and_target_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsity_audit.lab.pretrain._FINAL_PROMPTS", 64)
+    monkeypatch.setitem(RECIPES, "single", replace(RECIPES["single"], final_prompts=64))
     result = sa.lab_pretrain("single", tmp_path / "small", size="small", steps=1, target=None)
     assert sum(weight.numel() for weight in result.model.parameters()) == 784_512
     result = sa.lab_pretrain("single", tmp_path / "tiny", steps=1, lengths={1: 1.0}, target=(0.5, 0.6))

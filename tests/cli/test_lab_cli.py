@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from sparsity_audit.cli.lab_commands import lab
+from sparsity_audit.lab.recipes import RECIPES
 
 
 def run(*arguments: str) -> Result:
@@ -28,7 +30,7 @@ def test_a_base_is_pretrained_with_progress_on_stderr(tmp_path: Path) -> None:
 def test_a_base_that_misses_its_target_exits_with_1_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsity_audit.lab.pretrain._FINAL_PROMPTS", 64)
+    monkeypatch.setitem(RECIPES, "mix", replace(RECIPES["mix"], final_prompts=64))
     done = run(
         *("pretrain", "--base", "mix", "-o", str(tmp_path / "b"), "--steps", "1", "--lengths", "1"),
         *("--formats", "R=2,S=1", "--target", "0.5", "0.6"),
