@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sparsity_audit.errors import CheckpointNotFoundError
 from sparsity_audit.lab.advantages import WeightControl
@@ -20,9 +20,7 @@ from sparsity_audit.lab.losses import Normalisation
 from sparsity_audit.lab.metrics import StepMetrics
 from sparsity_audit.lab.runs import TrainResult, run_training
 from sparsity_audit.lab.tasks import named_task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from sparsity_audit.lab.update import UpdateMask, mask_sha256
 
 __all__ = ["lab_train"]
 
@@ -72,7 +70,7 @@ def lab_train(
     beta: float | None = None,
     margin: float | None = None,
     checkpoints: Literal["log", "last"] = "log",
-    update_mask: Mapping[str, Tensor] | None = None,
+    update_mask: UpdateMask | None = None,
     overwrite: bool = False,
     state_every: int = 5,
     on_step: Callable[[StepMetrics], None] = lambda _metrics: None,
@@ -146,7 +144,7 @@ def lab_train(
         algorithm=algorithm,
         base=str(base),
         base_sha256=_sha256(folder / "model.safetensors"),
-        update_mask_sha256=None if update_mask is None else _mask_sha256(update_mask),
+        update_mask_sha256=None if update_mask is None else mask_sha256(update_mask),
         task=task,
         lengths=lengths,
         steps=steps,
@@ -202,11 +200,3 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointNotFoundError(str(path), error.strerror or "cannot be read") from error
-
-
-def _mask_sha256(mask: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(mask):
-        digest.update(f"{name} {list(mask[name].shape)}\n".encode())
-        digest.update(mask[name].numpy().tobytes())
-    return digest.hexdigest()

@@ -29,7 +29,7 @@ from sparsity_audit.lab.pretrain import NotFiniteError, written_solutions
 from sparsity_audit.lab.recipes import Part
 from sparsity_audit.lab.rollout import Rollouts, sample
 from sparsity_audit.lab.tasks import named_task
-from sparsity_audit.lab.update import Learner
+from sparsity_audit.lab.update import Learner, UpdateMask
 from sparsity_audit.lab.vocabulary import PAD
 
 __all__ = ["Training"]
@@ -48,9 +48,7 @@ class Training:
         UsageError: The mask does not fit the model.
     """
 
-    def __init__(
-        self, config: TrainConfig, base: Llama, *, update_mask: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, config: TrainConfig, base: Llama, *, update_mask: UpdateMask | None = None) -> None:
         self.config, self.done = config, 0
         self._task = named_task(config.task)
         self._algorithm = algorithm_for(config)

@@ -10,10 +10,8 @@ bytes. `result.json` is written last: with it the run is finished. A folder of a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-
-from torch import Tensor
 
 from sparsity_audit.lab.config import TrainConfig
 from sparsity_audit.lab.determinism import one_thread, stream
@@ -24,6 +22,7 @@ from sparsity_audit.lab.metrics import StepMetrics
 from sparsity_audit.lab.model import Llama
 from sparsity_audit.lab.run_folder import RunFolder, TrainResult
 from sparsity_audit.lab.tasks import named_task
+from sparsity_audit.lab.update import UpdateMask
 from sparsity_audit.lab.watch import Watch
 from sparsity_audit.seams import reached
 
@@ -37,7 +36,7 @@ def run_training(
     base: Llama,
     output: Path,
     *,
-    update_mask: Mapping[str, Tensor] | None,
+    update_mask: UpdateMask | None,
     overwrite: bool,
     state_every: int,
     on_step: Callable[[StepMetrics], None],

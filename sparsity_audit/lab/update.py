@@ -8,6 +8,7 @@ storage is emulated, matmuls are not. A gradient that is zero or not finite move
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -16,9 +17,21 @@ from torch import Tensor
 
 from sparsity_audit.errors import UsageError
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "UpdateMask", "mask_sha256"]
+
+UpdateMask = Mapping[str, Tensor]
+"""bool tensors by parameter name, True where entries may move."""
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def mask_sha256(mask: UpdateMask) -> str:
+    """What identifies a mask: names, shapes and bits, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(mask):
+        digest.update(f"{name} {list(mask[name].shape)}\n".encode())
+        digest.update(mask[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Learner:
@@ -46,7 +59,7 @@ class Learner:
         weight_decay: float,
         grad_clip: float,
         precision: Literal["fp32", "bf16"],
-        update_mask: Mapping[str, Tensor] | None,
+        update_mask: UpdateMask | None,
     ) -> None:
         self._parameters = dict(parameters)
         self._grad_clip, self._precision = grad_clip, precision
