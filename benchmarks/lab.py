@@ -23,10 +23,10 @@ from harness import machine, versions
 from transformers import LlamaForCausalLM
 
 from sparsity_audit.lab.folder import load_model, resolve_base
+from sparsity_audit.lab.generate import generate
 from sparsity_audit.lab.model import Llama
 from sparsity_audit.lab.rollout import (
     Rollouts,
-    generate,
     greedy,
     logprobs_of,
     pad_prompts,

@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 
 from sparsity_audit.errors import UsageError
 from sparsity_audit.lab.determinism import one_thread, stream
-from sparsity_audit.lab.evaluate import Evaluation, evaluate
+from sparsity_audit.lab.evaluate import evaluate
+from sparsity_audit.lab.evaluation import Evaluation
 from sparsity_audit.lab.folder import load_model, resolve_base
 from sparsity_audit.lab.model import SIZES
 from sparsity_audit.lab.pretrain import Pretrained, StepRecord

@@ -16,7 +16,7 @@ from sparsity_audit.lab.names import RECIPE_NAMES, SIZE_NAMES, TASK_NAMES
 
 if TYPE_CHECKING:
     from sparsity_audit.lab.estimators import Estimate
-    from sparsity_audit.lab.evaluate import Drift, Evaluation
+    from sparsity_audit.lab.evaluation import Drift, Evaluation
     from sparsity_audit.lab.pretrain import StepRecord
 
 __all__ = ["lab"]

@@ -11,10 +11,11 @@ import torch
 
 from sparsity_audit.lab.determinism import stream
 from sparsity_audit.lab.estimators import estimate
-from sparsity_audit.lab.evaluate import Evaluation, evaluate
+from sparsity_audit.lab.evaluate import evaluate
+from sparsity_audit.lab.evaluation import Evaluation
 from sparsity_audit.lab.folder import load_model, resolve_base
 from sparsity_audit.lab.model import SIZES, Llama, initialise
-from sparsity_audit.lab.rollout import sample
+from sparsity_audit.lab.rollout import logprobs_of, sample, teacher_forced
 from sparsity_audit.lab.tasks import OTHER_FORMAT, Addition
 
 TASK = Addition()
@@ -103,8 +104,6 @@ def test_the_exact_kl_agrees_with_the_sampled_logratio(base: Llama, addition: Pa
     made = sample(
         tuned, problems, task=TASK, num_samples=4, max_new_tokens=20, temperature=1.0, generator=generator
     )
-    from sparsity_audit.lab.rollout import logprobs_of, teacher_forced
-
     with torch.no_grad():
         other = logprobs_of(teacher_forced(reference, made), made.completions, temperature=1.0)
     ratios = ((made.logprobs - other) * made.completion_mask).sum(dim=1)

@@ -10,11 +10,11 @@ import torch
 
 from sparsity_audit.errors import UsageError
 from sparsity_audit.lab.folder import load_model, resolve_base
+from sparsity_audit.lab.generate import generate
 from sparsity_audit.lab.model import Llama
 from sparsity_audit.lab.rollout import (
     Rollouts,
     as_rollouts,
-    generate,
     greedy,
     logprobs_of,
     pad_prompts,
