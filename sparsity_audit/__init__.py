@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
+    from sparsity_audit.api.lab import lab_evaluate as lab_evaluate
+    from sparsity_audit.api.lab import lab_pretrain as lab_pretrain
+    from sparsity_audit.api.lab_train import lab_train as lab_train
     from sparsity_audit.api.loggers import log_report as log_report
     from sparsity_audit.api.masks import mask_convert as mask_convert
     from sparsity_audit.api.masks import mask_info as mask_info
@@ -46,6 +49,9 @@ _HOMES = {
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
     "inspect": "api.inspect",
+    "lab_evaluate": "api.lab",
+    "lab_pretrain": "api.lab",
+    "lab_train": "api.lab_train",
     "load_report": "api.render",
     "log_report": "api.loggers",
     "mask_card": "api.card",

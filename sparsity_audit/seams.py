@@ -16,6 +16,11 @@ POINTS = (
     "pass finished",
     "mask finished",
     "file written",  # one of the report's files stands under its final name
+    "step recorded",  # a training step's metrics are appended, its weights are only in memory
+    "checkpoint written",
+    "training state written",
+    "final weights written",
+    "metrics table written",  # all of a training run but its result stands
 )
 
 observer: Callable[[str], None] | None = None
