@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import render as render
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
+    from sparsity_audit.training.freeze import freeze_outside as freeze_outside
+    from sparsity_audit.training.optim import SubnetworkAdamW as SubnetworkAdamW
+    from sparsity_audit.training.optim import SubnetworkSGD as SubnetworkSGD
+    from sparsity_audit.training.verify import verify_frozen as verify_frozen
     from sparsity_audit.types import Criterion as Criterion
     from sparsity_audit.types import View as View
 
@@ -40,10 +44,13 @@ _HOMES = {
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
     "SparsityAuditError": "errors",
+    "SubnetworkAdamW": "training.optim",
+    "SubnetworkSGD": "training.optim",
     "View": "types",
     "apply_preset": "api.presets",
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
+    "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
     "load_report": "api.render",
     "log_report": "api.loggers",
@@ -58,6 +65,7 @@ _HOMES = {
     "plan_diff": "api.diff",
     "plot": "api.render",
     "render": "api.render",
+    "verify_frozen": "training.verify",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,6 +16,8 @@ POINTS = (
     "pass finished",
     "mask finished",
     "file written",  # one of the report's files stands under its final name
+    "parameters stepped",  # an optimizer has written, entries outside the mask are not restored
+    "parameter scattered",  # a subnetwork optimizer has written one parameter, others not
 )
 
 observer: Callable[[str], None] | None = None
