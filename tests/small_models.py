@@ -76,3 +76,17 @@ def changed_inside(
 ) -> int:
     """Entries inside the mask that changed."""
     return sum(int((before[n] != after[n])[mask[n].cpu()].sum()) for n in before)
+
+
+def module_of(weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """A module without a forward pass whose parameters have these names."""
+    root = torch.nn.Module()
+    for name, values in weights.items():
+        *path, last = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, torch.nn.Module())
+            module = module._modules[part]
+        module.register_parameter(last, torch.nn.Parameter(values.clone()))
+    return root

@@ -23,8 +23,8 @@ from sparsity_audit.training.update_masks import BaseCheck, Unmasked, UpdateMask
 
 __all__ = ["SubnetworkAdamW", "SubnetworkSGD"]
 
-_DENSE_ABOVE = 0.75
-"""Below it compact state is smaller than dense state with a bool mask (12 d < 9), and not much slower."""
+_DENSE_ABOVE = 0.8125
+"""From here on dense state and a bool mask are smaller than compact state in all forms (13 bytes < 16 d)."""
 
 
 class SubnetworkAdamW(SubnetworkOptimizer):

@@ -385,8 +385,8 @@ def test_a_resumed_run_must_have_the_weights_that_were_frozen() -> None:
     freeze_outside(again, adamw(again), mask, resumed_from=state).remove()
     with pytest.raises(UsageError, match=r"resumed_from: is no state of freeze_outside"):
         freeze_outside(again, adamw(again), mask, resumed_from={})
+    part = mask | {"up.bias": torch.ones_like(mask["up.bias"])}
     with pytest.raises(UsageError, match=r"tensor 'up.bias': is not frozen now"):
-        part = mask | {"up.bias": torch.ones_like(mask["up.bias"])}
         freeze_outside(again, adamw(again), part, resumed_from=state)
     with torch.no_grad():
         place = tuple((~mask["up.weight"]).nonzero()[0])

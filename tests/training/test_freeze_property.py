@@ -1,4 +1,4 @@
-"""Whatever the model, mask, optimizer, dtype, clip and accumulation: outside nothing moves, inside nothing differs."""
+"""Any model, mask, optimizer, dtype, clip, accumulation: outside nothing moves, inside nothing differs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def _muon(model: torch.nn.Module) -> Optimizers:
 
 
 OPTIMIZERS: dict[str, Callable[[torch.nn.Module], Optimizers]] = {
-    "sgd": lambda m: [
-        torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.1)
-    ],
+    "sgd": lambda m: [torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.1)],
     "adamw": lambda m: [torch.optim.AdamW(m.parameters(), lr=0.05, weight_decay=0.5)],
     "adamw-fused": lambda m: [torch.optim.AdamW(m.parameters(), lr=0.05, weight_decay=0.5, fused=True)],
     "adamw-foreach": lambda m: [
