@@ -15,8 +15,7 @@ import torch
 
 from sparsity_audit.masks.encodings import position_dtype
 from sparsity_audit.training.fingerprints import fingerprint
-from sparsity_audit.training.gradients import zero_outside
-from sparsity_audit.training.parameters import codes
+from sparsity_audit.training.selection import keep_selected, zero_outside
 from sparsity_audit.types import DType
 
 __all__ = ["TrainedEntries"]
@@ -93,8 +92,8 @@ class TrainedEntries:
         elif self.selected is None:
             flat[piece] = values
         else:
-            target = codes(flat[piece])
-            torch.where(self.selected[piece], codes(values), target, out=target)
+            keep_selected(values, self.selected[piece], flat[piece])
+            flat[piece] = values
 
     def trained(self, flat: torch.Tensor) -> torch.Tensor:
         """A copy of all trained entries."""

@@ -24,8 +24,9 @@ from torch.optim import Optimizer
 from sparsity_audit.errors import FrozenEntryChangedError, UsageError
 from sparsity_audit.seams import reached
 from sparsity_audit.training.fingerprints import fingerprint
-from sparsity_audit.training.gradients import refuse_nan, refuse_sparse, zero_outside
+from sparsity_audit.training.gradients import refuse_nan, refuse_sparse
 from sparsity_audit.training.parameters import NamedParameter, codes, local, name_parameters
+from sparsity_audit.training.selection import keep_selected, zero_outside
 from sparsity_audit.training.update_masks import BaseCheck, Unmasked, UpdateMask, bind_mask, frozen_parts
 from sparsity_audit.training.verify import FrozenPart, FrozenProof, prove
 
@@ -237,11 +238,7 @@ def _mask_gradient(part: FrozenPart) -> None:
 
 
 def _restore(part: FrozenPart) -> None:
-    now = codes(local(part.tensor))
-    if part.selected is None:
-        now.copy_(part.kept)
-    else:
-        torch.where(part.selected, now, part.kept, out=now)
+    keep_selected(local(part.tensor), part.selected, part.kept)
 
 
 def _check_place(part: FrozenPart) -> None:

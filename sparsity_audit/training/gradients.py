@@ -1,7 +1,4 @@
-"""What is done to gradients before a step: zero outside the mask, and refused where they hold NaN.
-
-Contract: selection, never a product, so that NaN outside the mask does not come in and the bits inside stay.
-"""
+"""Gradients that no step is taken with: sparse layouts, and NaN among the entries that are trained."""
 
 from __future__ import annotations
 
@@ -12,15 +9,7 @@ import torch
 from sparsity_audit.errors import UsageError
 from sparsity_audit.training.parameters import local
 
-__all__ = ["refuse_nan", "refuse_sparse", "zero_outside"]
-
-
-def zero_outside(values: torch.Tensor, selected: torch.Tensor | None) -> None:
-    """Set the entries that are not selected to +0, in place; None selects nothing."""
-    if selected is None:
-        values.zero_()
-    else:
-        torch.where(selected, values, values.new_zeros(()), out=values)
+__all__ = ["refuse_nan", "refuse_sparse"]
 
 
 def refuse_sparse(name: str, gradient: torch.Tensor) -> None:
