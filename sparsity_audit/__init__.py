@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
     from sparsity_audit.training.freeze import freeze_outside as freeze_outside
+    from sparsity_audit.training.hooks import LiveAudit as LiveAudit
+    from sparsity_audit.training.hooks import SubnetworkCallback as SubnetworkCallback
     from sparsity_audit.training.optim import SubnetworkAdamW as SubnetworkAdamW
     from sparsity_audit.training.optim import SubnetworkSGD as SubnetworkSGD
     from sparsity_audit.training.verify import verify_frozen as verify_frozen
@@ -43,8 +45,10 @@ _HOMES = {
     "Criterion": "types",
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
+    "LiveAudit": "training.hooks",
     "SparsityAuditError": "errors",
     "SubnetworkAdamW": "training.optim",
+    "SubnetworkCallback": "training.hooks",
     "SubnetworkSGD": "training.optim",
     "View": "types",
     "apply_preset": "api.presets",

@@ -81,7 +81,8 @@ def freeze_outside(
         )
     mask = bind_mask(parameters, update_mask, base="trust" if resumed_from is not None else base)
     held = frozen_parts(parameters, mask, trained, unmasked=unmasked)
-    return FrozenOutside(model, held, optimizers, resumed_from=resumed_from)
+    density = mask.num_selected / mask.num_entries
+    return FrozenOutside(model, held, optimizers, density=density, resumed_from=resumed_from)
 
 
 def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -96,7 +97,11 @@ def _unwrapped(optimizer: Any) -> Optimizer:
 
 
 class FrozenOutside:
-    """Keeps entries outside a mask as they are until `remove`; made by `freeze_outside`."""
+    """Keeps entries outside a mask as they are until `remove`; made by `freeze_outside`.
+
+    Attributes:
+        density: Selected entries ÷ entries the mask speaks of.
+    """
 
     def __init__(
         self,
@@ -104,9 +109,10 @@ class FrozenOutside:
         held: Iterable[tuple[NamedParameter, torch.Tensor | None]],
         optimizers: Sequence[Optimizer],
         *,
+        density: float,
         resumed_from: Mapping[str, Any] | None,
     ) -> None:
-        self._model = model
+        self._model, self.density = model, density
         self._names = {id(named.parameter): named.name for named in name_parameters(model)}
         self._parts: dict[int, FrozenPart] = {}
         for named, selected in held:
@@ -137,6 +143,16 @@ class FrozenOutside:
                     remedy="change the model first, then call freeze_outside",
                 )
         return prove(self._parts.values())
+
+    def count_changed(self) -> tuple[int, int]:
+        """Selected entries whose bits differ from those at the start, and selected entries; on this rank."""
+        changed = selected = 0
+        for part in self._parts.values():
+            if part.selected is not None:
+                moved = codes(local(part.tensor)) != part.kept
+                changed += int((moved & part.selected).sum())
+                selected += int(part.selected.sum())
+        return changed, selected
 
     def state_dict(self) -> dict[str, Any]:
         """Fingerprints of what is frozen (on this rank), to prove after a restart that it still is."""

@@ -1,4 +1,4 @@
-"""The compiled loops of `selection`: integer operations without a branch an entry, on flat arrays of codes."""
+"""The compiled loops of `selection`: integer operations, no branch an entry, on flat arrays of codes."""
 
 from __future__ import annotations
 
