@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from sparsity_audit.api.series import series as series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
+    from sparsity_audit.training.freeze import freeze_outside as freeze_outside
+    from sparsity_audit.training.hooks import LiveAudit as LiveAudit
+    from sparsity_audit.training.hooks import SubnetworkCallback as SubnetworkCallback
+    from sparsity_audit.training.optim import SubnetworkAdamW as SubnetworkAdamW
+    from sparsity_audit.training.optim import SubnetworkSGD as SubnetworkSGD
+    from sparsity_audit.training.verify import verify_frozen as verify_frozen
     from sparsity_audit.types import Criterion as Criterion
     from sparsity_audit.types import View as View
 
@@ -43,11 +49,16 @@ _HOMES = {
     "Criterion": "types",
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
+    "LiveAudit": "training.hooks",
     "SparsityAuditError": "errors",
+    "SubnetworkAdamW": "training.optim",
+    "SubnetworkCallback": "training.hooks",
+    "SubnetworkSGD": "training.optim",
     "View": "types",
     "apply_preset": "api.presets",
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
+    "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
     "lab_evaluate": "api.lab",
     "lab_pretrain": "api.lab",
@@ -66,6 +77,7 @@ _HOMES = {
     "plot": "api.render",
     "render": "api.render",
     "series": "api.series",
+    "verify_frozen": "training.verify",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]

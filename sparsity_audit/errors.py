@@ -12,6 +12,7 @@ __all__ = [
     "ChangedInputError",
     "CheckpointNotFoundError",
     "CorruptCheckpointError",
+    "FrozenEntryChangedError",
     "HubError",
     "MaskError",
     "MissingExtraError",
@@ -84,6 +85,10 @@ class HubError(SparsityAuditError, OSError):
 
 class MaskError(SparsityAuditError, ValueError):
     """A mask file is malformed, or masks that do not belong together were combined."""
+
+
+class FrozenEntryChangedError(SparsityAuditError, RuntimeError):
+    """An entry outside the update mask does not have the bits it had when it was frozen."""
 
 
 class OutputError(SparsityAuditError, OSError):

@@ -21,6 +21,8 @@ POINTS = (
     "training state written",
     "final weights written",
     "metrics table written",  # all of a training run but its result stands
+    "parameters stepped",  # an optimizer has written, entries outside the mask are not restored
+    "parameter scattered",  # a subnetwork optimizer has written one parameter, others not
 )
 
 observer: Callable[[str], None] | None = None
