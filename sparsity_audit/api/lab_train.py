@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from sparsity_audit.errors import CheckpointNotFoundError
 from sparsity_audit.lab.advantages import WeightControl
@@ -24,8 +24,7 @@ from sparsity_audit.lab.update import UpdateMask, mask_sha256
 
 __all__ = ["lab_train"]
 
-_DEFAULT_EPOCHS = {"sft": 4, "expert-iteration": 8}
-"""Imitation takes smaller steps than a signed advantage does; with one pass it gains half as much."""
+_T = TypeVar("_T")
 
 
 def lab_train(
@@ -54,7 +53,7 @@ def lab_train(
     gae_lambda: float = 1.0,
     critic_lr: float | None = None,
     kl: Literal["none", "exact", "k1", "k2", "k3"] = "none",
-    kl_coefficient: float = 0.1,
+    kl_coefficient: float | None = None,
     kl_priority: Literal["none", "shannon", "max-prob"] = "none",
     kl_exponent: float = 10.0,
     kl_temperature: float = 1.0,
@@ -104,7 +103,7 @@ def lab_train(
         gae_lambda: λ of PPO and A2C; 1 suits an outcome that stands at the end.
         critic_lr: Of the value head (default 1e-2) or of PRIME's reward model (default `lr`).
         kl: Penalty against the base; `k1` goes into the reward, the others into the loss.
-        kl_coefficient: β_KL; read with `kl` only.
+        kl_coefficient: β_KL, with `kl`; default .1.
         kl_priority: Weights the KL of each position by the base's certainty to the power `kl_exponent`.
         kl_exponent: β of the prioritised KL.
         kl_temperature: Of the `max-prob` certainty.
@@ -138,8 +137,7 @@ def lab_train(
     folder = resolve_base(base)
     model = load_model(folder)
     lengths = {lengths: 1.0} if isinstance(lengths, int) else dict(lengths)
-    named_algorithm(algorithm)
-    written = solutions == "written"
+    own = _own_defaults(named_algorithm(algorithm), steps=steps, lr=lr)
     config = TrainConfig(
         algorithm=algorithm,
         base=str(base),
@@ -150,7 +148,7 @@ def lab_train(
         steps=steps,
         prompts=prompts,
         samples=samples,
-        max_new_tokens=max_new_tokens or named_task(task).max_new_tokens(max(lengths, default=1)),
+        max_new_tokens=_or(max_new_tokens, named_task(task).max_new_tokens(max(lengths, default=1))),
         temperature=temperature,
         seed=seed,
         precision=precision,
@@ -158,15 +156,12 @@ def lab_train(
         lr=lr,
         weight_decay=weight_decay,
         grad_clip=grad_clip,
-        epochs=_DEFAULT_EPOCHS.get(algorithm, 1) if epochs is None else epochs,
         minibatches=minibatches,
         clip=clip,
         normalisation=normalisation,
-        divide_by_std=True if divide_by_std is None and algorithm == "grpo" else divide_by_std,
         gae_lambda=gae_lambda,
-        critic_lr=critic_lr or (lr if algorithm == "prime" else 1e-2),
         kl=kl,
-        kl_coefficient=0.0 if kl == "none" else kl_coefficient,
+        kl_coefficient=_or(kl_coefficient, 0.0 if kl == "none" else 0.1),
         kl_priority=kl_priority,
         kl_exponent=kl_exponent,
         kl_temperature=kl_temperature,
@@ -175,13 +170,16 @@ def lab_train(
         divergence_control=divergence_control,
         entropy_top=entropy_top,
         shuffle_rewards=shuffle_rewards,
-        sample_from=sample_from or ("base" if algorithm == "sft" else "policy"),
-        solutions="verified" if solutions is None and algorithm == "sft" else solutions,
-        formats={"S": 1.0} if formats is None and written else formats,
-        rounds=min(4, steps) if rounds is None and algorithm == "expert-iteration" else rounds,
-        beta=DEFAULT_BETA.get(algorithm) if beta is None else beta,
-        margin=0.5 if margin is None and algorithm == "simpo" else margin,
+        formats=_or(formats, {"S": 1.0} if solutions == "written" else None),
         checkpoints=checkpoints,
+        epochs=_or(epochs, own["epochs"]),
+        critic_lr=_or(critic_lr, own["critic_lr"]),
+        divide_by_std=_or(divide_by_std, own["divide_by_std"]),
+        sample_from=_or(sample_from, own["sample_from"]),
+        solutions=_or(solutions, own["solutions"]),
+        rounds=_or(rounds, own["rounds"]),
+        beta=_or(beta, own["beta"]),
+        margin=_or(margin, own["margin"]),
     )
     return run_training(
         config,
@@ -193,6 +191,29 @@ def lab_train(
         on_step=on_step,
         on_note=on_note,
     )
+
+
+def _own_defaults(algorithm: str, *, steps: int, lr: float) -> dict[str, Any]:
+    """Defaults that depend on the algorithm; None where it has no such setting.
+
+    Imitation takes smaller steps than a signed advantage does, so it makes several passes over its data.
+    """
+    is_sft, is_expert_iteration = algorithm == "sft", algorithm == "expert-iteration"
+    return {
+        "epochs": {"sft": 4, "expert-iteration": 8}.get(algorithm, 1),
+        "critic_lr": lr if algorithm == "prime" else 1e-2,
+        "divide_by_std": True if algorithm == "grpo" else None,
+        "sample_from": "base" if is_sft else "policy",
+        "solutions": "verified" if is_sft else None,
+        "rounds": min(4, steps) if is_expert_iteration else None,
+        "beta": DEFAULT_BETA.get(algorithm),
+        "margin": 0.5 if algorithm == "simpo" else None,
+    }
+
+
+def _or(given: _T | None, default: _T) -> _T:
+    """What was given, where something was: 0 is something."""
+    return default if given is None else given
 
 
 def _sha256(path: Path) -> str:

@@ -94,7 +94,7 @@ _OPTIONS = (
     _number("--gae-lambda", 1.0, "λ of ppo and a2c."),
     click.option("--critic-lr", type=float, help="Of the value head [1e-2], or prime's reward model [--lr]."),
     _choice("--kl", "none", "exact", "k1", "k2", "k3", text="Penalty against the base; k1: in the reward."),
-    _number("--kl-coefficient", 0.1, "β_KL, with --kl."),
+    click.option("--kl-coefficient", type=float, help="β_KL, with --kl [default: 0.1]."),
     _choice("--kl-priority", "none", "shannon", "max-prob", text="Weight positions by the base's certainty."),
     _number("--kl-exponent", 10.0, "Power of the certainty."),
     _number("--kl-temperature", 1.0, "Of the max-prob certainty."),

@@ -213,6 +213,14 @@ def _check_options(config: TrainConfig) -> None:
         raise UsageError(
             "--formats", "says how written solutions are mixed", remedy="add --solutions written"
         )
+    if config.kl_coefficient and config.kl == "none":
+        raise UsageError("--kl-coefficient", "scales a KL penalty, and there is none", remedy="add --kl")
+    if config.divergence_control != "none" and not config.divergence_scale:
+        raise UsageError(
+            "--divergence-control",
+            f"{config.divergence_control} divergence weights, and there are none",
+            remedy="add --divergence-weight",
+        )
     if config.kl_priority != "none" and config.kl == "none":
         raise UsageError("--kl-priority", "weights a KL penalty, and there is none", remedy="add --kl")
     if config.algorithm == "a2c" and config.updates_per_step != 1:

@@ -43,6 +43,8 @@ def test_a_name_that_resembles_none_is_refused_with_the_list() -> None:
         ({"lengths": {}}, "--lengths: the mixture is empty"),
         ({"task": "chess"}, "chess"),
         ({"kl_priority": "shannon"}, "there is none(.|\n)*add --kl"),
+        ({"kl_coefficient": 0.1}, "there is none(.|\n)*add --kl"),
+        ({"divergence_control": "shuffled"}, "there are none(.|\n)*add --divergence-weight"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_flag(changes, message) -> None:

@@ -161,6 +161,13 @@ def test_runs_with_more_state_than_a_policy_survive_a_kill_too(tmp_path, algorit
     assert _files(tmp_path / "out") == _files(tmp_path / "whole")
 
 
+def test_a_learning_rate_that_ruins_the_policy_is_said_and_the_run_ends_in_a_result(tmp_path) -> None:
+    result, notes = _run(config("grpo", steps=8, lr=0.03), tmp_path / "out")
+    assert any("accuracy" in note and "the run collapsed" in note for note in notes)
+    assert result.accuracy.value < result.base_accuracy.value / 2
+    assert sorted(f"warning: {text}" for text in result.warnings) == sorted(notes)
+
+
 # What is refused
 
 
