@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from sparsity_audit.errors import UsageError
+from sparsity_audit.training.compiled_adamw import Constants, applies, step_selected, torch_step
 from sparsity_audit.training.subnetwork import NamedParams, Rounding, SubnetworkOptimizer
 from sparsity_audit.training.update_masks import BaseCheck, Unmasked, UpdateMask
 
@@ -106,16 +107,34 @@ class SubnetworkAdamW(SubnetworkOptimizer):
         gradient: torch.Tensor,
         moments: tuple[torch.Tensor, ...],
     ) -> None:
-        mean, square = moments
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         gradient = -gradient if group["maximize"] else gradient
-        if group["weight_decay"] != 0:
-            weights.mul_(1 - lr * group["weight_decay"])
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction = (1 - beta2**step) ** 0.5
-        denominator = square.sqrt().div_(correction).add_(group["eps"])
-        weights.addcdiv_(mean, denominator, value=-(lr / (1 - beta1**step)))
+        torch_step(weights, gradient, moments[0], moments[1], _constants(group, step))
+
+    def _step_compiled(
+        self,
+        group: Mapping[str, Any],
+        step: int,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        positions: torch.Tensor,
+        moments: tuple[torch.Tensor, ...],
+    ) -> bool:
+        if group["maximize"] or not applies(weights, gradient, positions, group["betas"][0]):
+            return False
+        step_selected(weights, gradient, positions, moments[0], moments[1], _constants(group, step))
+        return True
+
+
+def _constants(group: Mapping[str, Any], step: int) -> Constants:
+    lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+    return Constants(
+        decay=1 - lr * group["weight_decay"],
+        beta1=beta1,
+        beta2=beta2,
+        correction=(1 - beta2**step) ** 0.5,
+        eps=group["eps"],
+        step_size=lr / (1 - beta1**step),
+    )
 
 
 class SubnetworkSGD(SubnetworkOptimizer):
