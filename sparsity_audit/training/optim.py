@@ -4,7 +4,7 @@ Contract: without a master and with nearest rounding, weights and moments at mas
 those of `torch.optim.AdamW(foreach=False, fused=False)` (or `SGD`) given gradients that are zero outside
 the mask, and no other entry is written. With an fp32 master, the master is bit for bit the weight of fp32
 AdamW, and the 16-bit weight is its rounding to nearest even. Every operation is one of torch's, in torch's
-order; no fast math.
+order, or a compiled loop that was seen to give the same bits on this machine; no fast math.
 
 Where they differ: torch's CPU `add(alpha=)` rounds 16-bit tensors otherwise in the last entries of a tensor
 (or of a thread's share) than in its vectorised body; `SubnetworkSGD` does everywhere what the body does.
