@@ -4,7 +4,7 @@ Contract: without a master and with nearest rounding, weights and moments at mas
 those of `torch.optim.AdamW(foreach=False, fused=False)` (or `SGD`) given gradients that are zero outside
 the mask, and no other entry is written. With an fp32 master, the master is bit for bit the weight of fp32
 AdamW, and the 16-bit weight is its rounding to nearest even. Every operation is one of torch's, in torch's
-order; no fast math.
+order, or a compiled loop that was seen to give the same bits on this machine; no fast math.
 
 Where they differ: torch's CPU `add(alpha=)` rounds 16-bit tensors otherwise in the last entries of a tensor
 (or of a thread's share) than in its vectorised body; `SubnetworkSGD` does everywhere what the body does.
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from sparsity_audit.errors import UsageError
+from sparsity_audit.training.compiled_adamw import Constants, applies, step_selected, torch_step
 from sparsity_audit.training.subnetwork import NamedParams, Rounding, SubnetworkOptimizer
 from sparsity_audit.training.update_masks import BaseCheck, Unmasked, UpdateMask
 
@@ -106,16 +107,34 @@ class SubnetworkAdamW(SubnetworkOptimizer):
         gradient: torch.Tensor,
         moments: tuple[torch.Tensor, ...],
     ) -> None:
-        mean, square = moments
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         gradient = -gradient if group["maximize"] else gradient
-        if group["weight_decay"] != 0:
-            weights.mul_(1 - lr * group["weight_decay"])
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction = (1 - beta2**step) ** 0.5
-        denominator = square.sqrt().div_(correction).add_(group["eps"])
-        weights.addcdiv_(mean, denominator, value=-(lr / (1 - beta1**step)))
+        torch_step(weights, gradient, moments[0], moments[1], _constants(group, step))
+
+    def _step_compiled(
+        self,
+        group: Mapping[str, Any],
+        step: int,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        positions: torch.Tensor,
+        moments: tuple[torch.Tensor, ...],
+    ) -> bool:
+        if group["maximize"] or not applies(weights, gradient, positions, group["betas"][0]):
+            return False
+        step_selected(weights, gradient, positions, moments[0], moments[1], _constants(group, step))
+        return True
+
+
+def _constants(group: Mapping[str, Any], step: int) -> Constants:
+    lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+    return Constants(
+        decay=1 - lr * group["weight_decay"],
+        beta1=beta1,
+        beta2=beta2,
+        correction=(1 - beta2**step) ** 0.5,
+        eps=group["eps"],
+        step_size=lr / (1 - beta1**step),
+    )
 
 
 class SubnetworkSGD(SubnetworkOptimizer):

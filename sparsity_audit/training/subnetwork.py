@@ -209,6 +209,19 @@ class SubnetworkOptimizer(Optimizer):
         """One step on one piece, in place; `step` counts from 1."""
         raise NotImplementedError
 
+    def _step_compiled(
+        self,
+        group: Mapping[str, Any],
+        step: int,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        positions: torch.Tensor,
+        moments: tuple[torch.Tensor, ...],
+    ) -> bool:
+        """Take a compact parameter's step if there is a faster way to the same bits; whether there was."""
+        del group, step, weights, gradient, positions, moments
+        return False
+
     def _step_parameter(
         self, group: Mapping[str, Any], parameter: torch.Tensor, part: TrainedEntries
     ) -> None:
@@ -219,6 +232,10 @@ class SubnetworkOptimizer(Optimizer):
             self._start(state, group, weights, part)
         state["step"] += 1
         moments = tuple(state[name] for name in self._moments(group))
+        if part.positions is not None and self._step_compiled(
+            group, state["step"], weights, gradient, part.positions, moments
+        ):
+            return
         for piece in part.pieces(weights.device):
             w, g = part.gather(weights, piece), part.gather_gradient(gradient, piece)
             if self._wide(weights):
