@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparsity_audit import diff
 from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.compare import numba_overlap
 from sparsity_audit.errors import MaskError
 from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskWriter
@@ -61,29 +62,28 @@ def _same(found: StratumTable, expected: StratumTable) -> None:
         assert np.array_equal(getattr(found, field), getattr(expected, field)), field
 
 
-@settings(deadline=None, max_examples=50)
+SHAPES = [(7, 13), (3, 200), (1, 500), (90,), (2, 3, 17), (33, 64), (), (0, 5), (4, 0), (0,)]
+
+
+@settings(deadline=None, max_examples=80)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    runs=st.integers(2, 5),
-    shapes=st.lists(
-        st.sampled_from([(7, 13), (3, 200), (1, 500), (90,), (2, 3, 17), ()]), min_size=1, max_size=3
-    ),
+    runs=st.integers(1, 12),
+    shapes=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3),
     num_strata=st.integers(0, 9),
+    kernel=st.sampled_from(["numpy", "numba", "buckets"]),
     block_bytes=st.sampled_from([1, 8, 16, 40, 1 << 15]),
     workers=st.sampled_from([1, 3]),
 )
-def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split(
-    seed, runs, shapes, num_strata, block_bytes, workers
+def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split_and_kernel(
+    seed, runs, shapes, num_strata, kernel, block_bytes, workers
 ) -> None:
     rng = np.random.default_rng(seed)
     names = [f"t{i}" for i in range(len(shapes))]
     tensors, inside = {}, {}
     for name, shape in zip(names, shapes, strict=True):
-        length = shape[0] if shape else 1
-        start = int(rng.integers(0, length))
-        compared = ((start, length),) if rng.random() < 0.5 else ((0, length),)
-        tensors[name] = MaskTensor(name=name, shape=shape, compared=compared)
-        flags = np.zeros(max(tensors[name].num_entries, 1), dtype=bool)
+        tensors[name] = MaskTensor(name=name, shape=shape, compared=_some_rows(shape, rng))
+        flags = np.zeros(tensors[name].num_entries, dtype=bool)
         for first, stop in tensors[name].entry_ranges:
             flags[first:stop] = True
         inside[name] = flags.reshape(shape)
@@ -92,10 +92,18 @@ def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split(
         for _ in range(runs)
     ]
     groups = {n: rng.integers(0, max(num_strata, 1), s) for n, s in zip(names, shapes, strict=True)}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        if kernel == "buckets":
+            patch.setattr(numba_overlap, "MAX_TABLE_CELLS", 0)
         masks = [_write(Path(folder) / str(r), arrays, tensors) for r, arrays in enumerate(bits)]
-        grouping = _Groups(groups) if num_strata else None
-        found = count_overlaps(masks, tensors, grouping=grouping, block_bytes=block_bytes, workers=workers)
+        found = count_overlaps(
+            masks,
+            tensors,
+            grouping=_Groups(groups) if num_strata else None,
+            kernel="numpy" if kernel == "numpy" else "numba",
+            block_bytes=block_bytes,
+            workers=workers,
+        )
     for table, name in zip(found, names, strict=True):
         chosen = np.asarray(inside[name]).reshape(-1)
         expected = StratumTable.from_masks(
@@ -104,6 +112,14 @@ def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split(
             [np.asarray(arrays[name]).reshape(-1)[chosen] for arrays in bits],
         )
         _same(table, expected)
+
+
+def _some_rows(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
+    """Compared ranges: everything, from some row on, two ranges with a gap, or nothing."""
+    length = shape[0] if shape else 1
+    cuts = sorted({int(cut) for cut in rng.integers(0, length + 1, 4)})
+    some = [(0, length)], [(cuts[0], length)], list(zip(cuts[::2], cuts[1::2], strict=False)), []
+    return tuple((start, stop) for start, stop in some[rng.integers(4)] if start < stop)
 
 
 def test_a_tensor_without_entries_and_one_that_is_not_compared_have_no_strata(tmp_path) -> None:
