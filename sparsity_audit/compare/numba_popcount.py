@@ -7,16 +7,18 @@ two instructions and a popcount one. Arrays are contiguous; the caller guarantee
 # ruff: noqa: ARG001 - numba reads the argument names and types of an intrinsic; its body uses neither.
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.np import arrayobj
 
 from sparsity_audit.compare.numba_simd import intrinsic
 from sparsity_audit.compare.overlap_counts import PADDED_WORDS
 
-__all__ = ["ones_of_both", "or_bits", "transpose"]
+__all__ = ["add_seven_rows", "add_three_rows", "ones_of_both", "or_bits", "transpose"]
 
 _LANES: Final = 4
 _VECTOR: Final = ir.VectorType(ir.IntType(64), _LANES)
@@ -29,6 +31,12 @@ def _call(builder: Any, name: str, result: Any, argument: Any) -> Any:
     module = builder.module
     kind = ir.FunctionType(result, [argument.type])
     return builder.call(module.globals.get(name) or ir.Function(module, kind, name), [argument])
+
+
+def _add_three(builder: Any, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
+    """A full adder: the bits of x + y + z that stay, and those that carry."""
+    either = builder.xor(x, y)
+    return builder.xor(either, z), builder.or_(builder.and_(x, y), builder.and_(either, z))
 
 
 class _CarrySave:
@@ -48,10 +56,8 @@ class _CarrySave:
             self._waiting[level] = bits
         else:
             other, self._waiting[level] = self._waiting[level], None
-            held, build = self._held[level], self._builder
-            either = build.xor(held, other)
-            self._held[level] = build.xor(either, bits)
-            self.add(build.or_(build.and_(held, other), build.and_(either, bits)), level + 1)
+            self._held[level], carry = _add_three(self._builder, self._held[level], other, bits)
+            self.add(carry, level + 1)
 
     def sum(self) -> Any:
         """Number of bits, each times its weight."""
@@ -85,6 +91,57 @@ def ones_of_both(typing_context: Any, words: Any, first: Any, second: Any) -> An
         return adder.sum()
 
     return types.int64(words, types.intp, types.intp), generate
+
+
+def _sum_of(builder: Any, bits: list[Any]) -> list[Any]:
+    """The number of vectors, of three or seven, that hold each bit: bit planes, the lowest first."""
+    ones, carries = bits[0], []
+    for first in range(1, len(bits), 2):
+        ones, carry = _add_three(builder, ones, bits[first], bits[first + 1])
+        carries.append(carry)
+    return [ones, *(carries if len(carries) == 1 else _add_three(builder, *carries))]
+
+
+def _row_adder(num_rows: int) -> Any:
+    def typed(
+        typing_context: Any, words: Any, rows: Any, start: Any, zeros: Any, planes: Any, carry: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds, index = signature.args, ir.IntType(64)
+            data = {i: arrayobj.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 3, 4, 5)}
+
+            def at(array: int, first: Any) -> Any:
+                return builder.bitcast(builder.gep(data[array], [first]), _VECTOR.as_pointer())
+
+            zero, inputs = ir.Constant(index, 0), []
+            for k in range(num_rows):
+                place = builder.load(builder.gep(data[1], [ir.Constant(index, k)]))
+                is_absent = builder.icmp_signed("<", place, zero)
+                inputs.append(builder.select(is_absent, at(3, zero), at(0, builder.add(place, args[2]))))
+            outputs = [at(4, ir.Constant(index, j * PADDED_WORDS)) for j in range(3)]
+            with cgutils.for_range(builder, ir.Constant(index, PADDED_WORDS // _LANES)) as loop:
+                bits = [builder.load(builder.gep(row, [loop.index]), align=8) for row in inputs]
+                up = ir.Constant(_VECTOR, None)
+                for plane, more in zip_longest(outputs, _sum_of(builder, bits), fillvalue=up):
+                    place = builder.gep(plane, [loop.index])
+                    held, up = _add_three(builder, builder.load(place, align=8), more, up)
+                    builder.store(held, place, align=8)
+                builder.store(up, builder.gep(at(5, zero), [loop.index]), align=8)
+            return context.get_dummy_value()
+
+        return types.void(words, rows, types.intp, zeros, planes, carry), generate
+
+    return intrinsic(typed)
+
+
+add_three_rows: Any = _row_adder(3)
+"""Add three rows' bits to the number in three bit planes; `carry` gets what goes to the next plane.
+
+Row k is words[rows[k] + start:][:PADDED_WORDS], or `zeros` where rows[k] < 0; plane j is
+planes[j·PADDED_WORDS:][:PADDED_WORDS].
+"""
+add_seven_rows: Any = _row_adder(7)
+"""`add_three_rows` for seven."""
 
 
 @intrinsic

@@ -31,7 +31,7 @@ PADDED_BYTES: Final = 8 * PADDED_WORDS
 _WORD_BITS = 64
 _RUNS_A_BYTE = 8
 _APART_WORDS = 136
-"""Rows a power of two apart would fall into the same sets of the cache; with these words between, they do not."""
+"""Rows a power of two apart would share the sets of the cache; with these words between, they do not."""
 
 
 class OverlapCounter(Protocol):

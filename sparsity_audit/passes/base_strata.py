@@ -136,7 +136,7 @@ class StrataGrouping(UniformGrouping):
 def _fill_of(kernel: Kernel) -> Callable[[np.ndarray, DType, np.ndarray], None]:
     """What writes the strata of codes: compiled where the kernel is."""
     if kernel.name == "numba":
-        from sparsity_audit.compare.numba_overlap import fill_strata
+        from sparsity_audit.compare.numba_strata import fill_strata
 
         return fill_strata
 

@@ -28,8 +28,8 @@ from sparsity_audit.stats.overlap import StratumTable
 
 __all__ = ["BLOCK_BYTES", "count_overlaps"]
 
-BLOCK_BYTES = 1 << 16
-"""Packed bytes of a block: 2¹⁹ entries."""
+BLOCK_BYTES = 1 << 17
+"""Packed bytes of a block: 2²⁰ entries."""
 
 _BLOCKS_A_UNIT = 32
 _JOINED_ENTRIES = 1 << 16
@@ -70,16 +70,16 @@ def count_overlaps(
         num_entries=sum(tensor.num_entries for tensor in tensors.values()),
         by_stratum=grouping is not None,
     )
-    tables = {name: empty_table(name, len(masks)) for name in tensors}
+    tables: dict[str, StratumTable] = {}
     crew = _Crew(masks, grouping, new_counter, block_bytes)
     units = _units(tensors.values(), block_bytes)
     with closing(crew), closing(in_threads(crew.count, units, workers=workers)) as counted:
         for unit, table in counted:
             name = unit.tensor.name
-            tables[name] = tables[name].merge(table)
+            tables[name] = tables[name].merge(table) if name in tables else table
             if on_entries is not None:
                 on_entries(sum(block.num_entries for block in unit.blocks))
-    return tuple(tables.values())
+    return tuple(tables.get(name) or empty_table(name, len(masks)) for name in tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +146,7 @@ class _Worker:
         self._new_counter = new_counter
         self._counters: dict[int | None, OverlapCounter] = {}
         self._words = new_words(len(masks), 8 * most_bytes)
+        self._bytes = self._words.view(np.uint8)
         self._padded = np.empty(most_bytes, dtype=np.uint8)
         self._strata = np.empty(0 if grouping is None else 8 * most_bytes, dtype=np.int16)
 
@@ -179,8 +180,7 @@ class _Worker:
         length = block.num_entries
         spans = compared_spans(block, tensor.entry_ranges)
         counted = sum(stop - start for start, stop in spans)
-        for reader, row in zip(self._readers, self._words, strict=True):
-            self._read(reader, tensor.name, block, row.view(np.uint8))
+        self._read(tensor.name, block, -(-length // 8))
         strata = None
         if self._grouping is not None:
             strata = self._strata[:length]
@@ -191,16 +191,17 @@ class _Worker:
             self._words[:, : -(-length // 64)] &= _inside(spans, length)
         counter.add(self._words, length, strata=strata, counted=counted)
 
-    def _read(self, reader: MaskReader, name: str, block: Block, row: np.ndarray) -> None:
-        """Fill a row of words: entry after entry without the padding of rows, and zeros behind them."""
-        used = -(-block.num_entries // 8)
-        if block.shape[0] == 1 or block.num_cols % 8 == 0:
-            reader.read_into(name, block, row[:used].reshape(block.shape))
-        else:
-            padded = self._padded[: block.num_bytes].reshape(block.shape)
-            reader.read_into(name, block, padded)
-            _join_rows(padded, block.num_cols, row)
-        row[used : PADDED_BYTES * -(-used // PADDED_BYTES)] = 0
+    def _read(self, name: str, block: Block, used: int) -> None:
+        """Fill the words: entry after entry without the padding of rows, and zeros behind them."""
+        is_dense = block.shape[0] == 1 or block.num_cols % 8 == 0
+        self._bytes[:, used : -(-used // PADDED_BYTES) * PADDED_BYTES] = 0
+        for reader, row in zip(self._readers, self._bytes, strict=True):
+            if is_dense:
+                reader.read_into(name, block, row[:used])
+            else:
+                padded = self._padded[: block.num_bytes]
+                reader.read_into(name, block, padded)
+                _join_rows(padded.reshape(block.shape), block.num_cols, row)
 
 
 def _join_rows(padded: np.ndarray, num_cols: int, row: np.ndarray) -> None:
@@ -217,6 +218,7 @@ def _fill_strata(grouping: Grouping, name: str, block: Block, strata: np.ndarray
         grouping.groups_into(name, block, strata)
     else:
         strata[:] = grouping.groups(name, block)
+        assert strata.max(initial=OUTSIDE) < grouping.num_groups(name), "counters have no other cells"
 
 
 def _gaps(spans: Iterable[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:

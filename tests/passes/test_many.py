@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from sparsity_audit import diff
 from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.checkpoint.store import LocalFile
 from sparsity_audit.compare import numba_overlap
-from sparsity_audit.errors import MaskError
+from sparsity_audit.errors import ChangedInputError, MaskError
+from sparsity_audit.masks import reader as reader_module
 from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import MaskMetadata, MaskTensor
@@ -23,6 +27,24 @@ from sparsity_audit.passes.base_strata import StrataGrouping
 from sparsity_audit.passes.many import count_overlaps
 from sparsity_audit.stats.overlap import StratumTable
 
+CODES = {
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
+    "int8": torch.int8,
+}
+LAYOUTS = {
+    torch.bfloat16: (16, 7),
+    torch.float16: (16, 10),
+    torch.float32: (32, 23),
+    torch.float64: (64, 52),
+    torch.float8_e4m3fn: (8, 3),
+    torch.float8_e5m2: (8, 2),
+}
+"""Bits of a number, bits of its mantissa."""
 FIELDS = ("strata", "entries", "changed", "both", "core")
 
 
@@ -46,8 +68,10 @@ class _Groups:
         pass
 
 
-def _write(folder: Path, arrays: dict[str, np.ndarray], tensors: dict[str, MaskTensor]):
-    with MaskWriter(folder, list(tensors.values()), MaskMetadata(criterion="value", view="native")) as writer:
+def _write(
+    folder: Path, arrays: dict[str, np.ndarray], tensors: dict[str, MaskTensor], *, view: str = "native"
+):
+    with MaskWriter(folder, list(tensors.values()), MaskMetadata(criterion="value", view=view)) as writer:
         for name, bits in arrays.items():
             if bits.size:
                 writer.write_bits(name, 0, pack_bits(bits))
@@ -165,7 +189,8 @@ def test_entries_done_are_reported_to_the_last_one(tmp_path) -> None:
     assert len(done) > 1
 
 
-def test_a_damaged_mask_is_refused_in_every_worker(tmp_path) -> None:
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_a_damaged_mask_is_refused_in_every_worker(tmp_path, kernel) -> None:
     tensors = {"w": MaskTensor.whole("w", (8, 9))}
     masks = [_write(tmp_path / str(r), {"w": np.zeros((8, 9), dtype=bool)}, tensors) for r in range(2)]
     (shard,) = (tmp_path / "1").glob("*.safetensors")
@@ -173,19 +198,116 @@ def test_a_damaged_mask_is_refused_in_every_worker(tmp_path) -> None:
     data[-1] = 0x80
     shard.write_bytes(bytes(data))
     with pytest.raises(MaskError, match="beyond the last column"):
-        count_overlaps([masks[0], open_mask(tmp_path / "1")], tensors, workers=2)
+        count_overlaps([masks[0], open_mask(tmp_path / "1")], tensors, workers=2, kernel=kernel)
 
 
+def test_bits_outside_the_compared_rows_are_refused(tmp_path) -> None:
+    tensors = {"w": MaskTensor(name="w", shape=(8, 16), compared=((2, 5),))}
+    masks = [_write(tmp_path / str(r), {"w": np.zeros((8, 16), dtype=bool)}, tensors) for r in range(2)]
+    (shard,) = (tmp_path / "1").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] = 0x80
+    shard.write_bytes(bytes(data))
+    with pytest.raises(MaskError, match="outside the compared rows"):
+        count_overlaps([masks[0], open_mask(tmp_path / "1")], tensors)
+
+
+@pytest.mark.parametrize("last_byte", [0, 0x80])
+def test_a_mask_that_changes_during_the_pass_is_refused_as_changed_not_as_damaged(
+    tmp_path, last_byte
+) -> None:
+    tensors = {"w": MaskTensor.whole("w", (8, 9))}
+    masks = [_write(tmp_path / str(r), {"w": np.zeros((8, 9), dtype=bool)}, tensors) for r in range(2)]
+    (shard,) = (tmp_path / "1").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] = last_byte
+    shard.unlink()
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ChangedInputError, match="changed during the run"):
+        count_overlaps(masks, tensors)
+
+
+def test_one_shard_a_run_is_open_at_a_time_and_none_afterwards(tmp_path, monkeypatch) -> None:
+    shape = (64, 64)
+    tensors = {name: MaskTensor.whole(name, shape) for name in ("a", "b", "c")}
+    masks = []
+    for r in range(2):
+        metadata = MaskMetadata(criterion="value", view="native")
+        with MaskWriter(tmp_path / str(r), list(tensors.values()), metadata, max_shard_bytes=512) as writer:
+            writer.finish()
+        masks.append(open_mask(tmp_path / str(r)))
+    assert len(masks[0].files) == 3
+    opened: list[int] = []
+    most: list[int] = []
+
+    class Counted(LocalFile):
+        def __init__(self, entry) -> None:
+            super().__init__(entry)
+            opened.append(1)
+            most.append(sum(opened))
+
+        def close(self) -> None:
+            super().close()
+            opened.append(-1)
+
+    monkeypatch.setattr(reader_module, "LocalFile", Counted)
+    count_overlaps(masks, tensors)
+    assert max(most) == 2
+    assert sum(opened) == 0
+
+
+@pytest.mark.parametrize("view", ["native", "served"])
+@pytest.mark.parametrize("dtype", list(CODES))
+def test_strata_of_any_base_dtype_are_the_same_for_every_kernel(tmp_path, dtype, view) -> None:
+    rng = np.random.default_rng(11)
+    shape = (41, 26)
+    weights = torch.from_numpy(rng.standard_normal(shape) * 3).to(CODES[dtype])
+    weights[0, :4], weights[3] = 0, 2
+    save_file({"w": weights}, tmp_path / "model.safetensors")
+    base = open_checkpoint(tmp_path / "model.safetensors")
+    tensors = {"w": MaskTensor(name="w", shape=shape, compared=((1, 17), (20, 41)))}
+    bits = [rng.random(shape) < 0.3 for _ in range(3)]
+    for mask in bits:
+        mask[0] = mask[17:20] = False
+    masks = [_write(tmp_path / str(r), {"w": mask}, tensors, view=view) for r, mask in enumerate(bits)]
+    expected = _strata_of_weights(weights, view)
+    inside = np.zeros(shape, dtype=bool)
+    inside[1:17] = inside[20:] = True
+    reference = StratumTable.from_masks("w", expected[inside], [mask[inside] for mask in bits])
+    with MaskReader(masks[0]) as like:
+        for kernel, workers, block_bytes in (("numpy", 1, 1 << 16), ("numba", 1, 1 << 16), ("numba", 2, 16)):
+            grouping = StrataGrouping(like, base, force=True, kernel=kernel)
+            (table,) = count_overlaps(
+                masks, tensors, grouping=grouping, kernel=kernel, workers=workers, block_bytes=block_bytes
+            )
+            grouping.close()
+            _same(table, reference)
+
+
+def _strata_of_weights(weights: torch.Tensor, view: str) -> np.ndarray:
+    """Twice the exponent field and the bit "mantissa is 0", weight by weight, from torch's own numbers."""
+    if not weights.is_floating_point():
+        return np.zeros(weights.shape, dtype=np.int64)
+    kept = (torch.float8_e4m3fn, torch.float8_e5m2)
+    seen = weights.to(torch.bfloat16) if view == "served" and weights.dtype not in kept else weights
+    bits, mantissa = LAYOUTS[seen.dtype]
+    codes = seen.view(getattr(torch, f"int{bits}")).numpy().astype(np.int64) & (2 ** (bits - 1) - 1)
+    return 2 * (codes >> mantissa) + (codes & (2**mantissa - 1) == 0)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
 @pytest.mark.parametrize(("view", "base"), [("native", "base-bf16"), ("served", "base-fp32")])
-def test_strata_of_real_runs_are_those_of_the_base_in_the_masks_view(addition, tmp_path, view, base) -> None:
+def test_strata_of_real_runs_are_those_of_the_base_in_the_masks_view(
+    addition, tmp_path, view, base, kernel
+) -> None:
     kind = base.removeprefix("base-")
     for seed in (0, 1):
         run = addition / f"grpo-{kind}-seed{seed}"
         diff(addition / base, run, stats="counts", view=view, mask=tmp_path / f"m{seed}")
     masks = [open_mask(tmp_path / f"m{seed}") for seed in (0, 1)]
     with MaskReader(masks[0]) as like:
-        grouping = StrataGrouping(like, open_checkpoint(addition / base))
-        found = count_overlaps(masks, masks[0].tensors, grouping=grouping, workers=2)
+        grouping = StrataGrouping(like, open_checkpoint(addition / base), kernel=kernel)
+        found = count_overlaps(masks, masks[0].tensors, grouping=grouping, workers=2, kernel=kernel)
         grouping.close()
     codes = _codes_as_bf16(addition / base)
     with MaskReader(masks[0]) as first, MaskReader(masks[1]) as second:
