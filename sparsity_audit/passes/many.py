@@ -26,10 +26,11 @@ from sparsity_audit.passes.base_strata import StrataGrouping
 from sparsity_audit.passes.execute import in_threads
 from sparsity_audit.stats.overlap import StratumTable
 
-__all__ = ["BLOCK_BYTES", "count_overlaps"]
+__all__ = ["count_overlaps"]
 
-BLOCK_BYTES = 1 << 17
-"""Packed bytes of a block: 2²⁰ entries."""
+_BLOCK_BYTES = 1 << 18
+_STRATA_BLOCK_BYTES = 1 << 16
+"""Packed bytes of a block: 2²¹ entries cost few calls, but with codes and strata they would take 12 MB."""
 
 _BLOCKS_A_UNIT = 32
 _JOINED_ENTRIES = 1 << 16
@@ -43,7 +44,7 @@ def count_overlaps(
     tensors: Mapping[str, MaskTensor],
     *,
     grouping: Grouping | None = None,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     workers: int = 1,
     kernel: Literal["auto", "numpy", "numba"] = "auto",
     on_entries: Callable[[int], None] | None = None,
@@ -54,7 +55,8 @@ def count_overlaps(
         masks: The runs' masks, packed; each holds all of `tensors` in the shapes given.
         tensors: What is counted, and where it is compared.
         grouping: Stratum of each entry of the base; without it a tensor is a single stratum 0.
-        block_bytes: Packed bytes that are read of each mask at once; the result is the same.
+        block_bytes: Packed bytes that are read of each mask at once, None for what is fast; the result is
+            the same.
         workers: Threads; the result is the same.
         kernel: What counts; the result is the same. `auto` goes by how much there is to count.
         on_entries: Called in this thread with the entries that were done.
@@ -70,6 +72,8 @@ def count_overlaps(
         num_entries=sum(tensor.num_entries for tensor in tensors.values()),
         by_stratum=grouping is not None,
     )
+    if block_bytes is None:
+        block_bytes = _BLOCK_BYTES if grouping is None else _STRATA_BLOCK_BYTES
     tables: dict[str, StratumTable] = {}
     crew = _Crew(masks, grouping, new_counter, block_bytes)
     units = _units(tensors.values(), block_bytes)
