@@ -64,6 +64,7 @@ check: lint types layers
 bench: $(STAMP)
 	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
 	$(BIN)/python benchmarks/diff.py --json benchmarks/results/diff.json
+	$(BIN)/python benchmarks/overlap.py --json benchmarks/results/overlap.json
 
 clean:
 	rm -rf $(VENV) $(EXTRAS_VENV) demo-output build *.egg-info .pytest_cache .ruff_cache .hypothesis
