@@ -26,6 +26,7 @@ _COMMANDS = {
     "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
+    "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
 }
 
