@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.overlap import overlap_criteria as overlap_criteria
     from sparsity_audit.api.pairs import diff_pairs as diff_pairs
     from sparsity_audit.api.presets import apply_preset as apply_preset
+    from sparsity_audit.api.prune import prune as prune
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
@@ -75,6 +76,7 @@ _HOMES = {
     "overlap_criteria": "api.overlap",
     "plan_diff": "api.diff",
     "plot": "api.render",
+    "prune": "api.prune",
     "render": "api.render",
     "series": "api.series",
     "verify_frozen": "training.verify",
