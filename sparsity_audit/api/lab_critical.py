@@ -54,7 +54,9 @@ def lab_critical(
         SparsityAuditError: A checkpoint or the run cannot be read.
     """
     if num_prompts < 2:
-        raise UsageError("prompts", str(num_prompts), expected="at least 2: an interval is taken over prompts")
+        raise UsageError(
+            "prompts", str(num_prompts), expected="at least 2: an interval is taken over prompts"
+        )
     if not 0 <= min_drop < 1:
         raise UsageError("min_drop", str(min_drop), expected="from 0 to below 1")
     asked = named_task(task)

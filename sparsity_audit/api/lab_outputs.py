@@ -19,9 +19,7 @@ def verify_counts(*, num_prompts: int, num_samples: int, betas: Sequence[float] 
         raise UsageError("betas", ", ".join(map(str, betas)), expected="numbers greater than 0")
 
 
-def verify_folder(
-    folder: Path, names: Sequence[str], *, overwrite: bool, inputs: Sequence[Path]
-) -> None:
+def verify_folder(folder: Path, names: Sequence[str], *, overwrite: bool, inputs: Sequence[Path]) -> None:
     """Refuse a folder that is a file, is read, or holds what would be replaced. Raises OutputError."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(str(folder), "is a file", expected="a directory", remedy="choose another -o")

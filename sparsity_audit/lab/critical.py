@@ -1,7 +1,7 @@
 """Which positions decide the outcome, and whether the policy hesitates there.
 
 Contract: prompts come with their written solution in one format; positions are counted in it, so position t
-means the same place for every prompt. At each position three things are measured on the solution's own prefix:
+means the same place for every prompt. At each position three things are measured on the solution's prefix:
 
 - *certainty* J, Shannon's (`losses.shannon_certainty`), and ΔJ = J(position) − the mean of J over the
   solution's positions;

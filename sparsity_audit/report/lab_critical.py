@@ -46,8 +46,10 @@ def critical_csv(found: Critical) -> bytes:
     names = ("delta_certainty", "drop")
     ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     writer.writerow(
-        ["index", "example", "num_tokens", "certainty", *ends, "accuracy_right", "accuracy_wrong"]
-        + ["right_probability", "critical", *steps]
+        [
+            *("index", "example", "num_tokens", "certainty", *ends, "accuracy_right", "accuracy_wrong"),
+            *("right_probability", "critical", *steps),
+        ]
     )
     for place, position in enumerate(found.positions):
         intervals = (position.delta_certainty, position.drop)
@@ -65,7 +67,8 @@ def critical_caption(found: Critical) -> str:
     followed = "" if found.run is None else f"; run: {found.run}"
     return (
         f"Positions of a written solution of format {found.solution_format} ({found.example}): how much less "
-        "certain the policy is there than on average (ΔJ, Shannon), and the accuracy after the right and after a "
+        "certain the policy is there than on average (ΔJ, Shannon), and the accuracy after the right and "
+        "after a "
         f"wrong token. Shaded positions are critical: the interval of ΔJ lies below 0 and the drop above "
         f"{found.min_drop:g}. {found.checkpoint}, {found.task}, {found.length} digits, {found.num_prompts} "
         f"prompts, 95 % intervals over prompts{followed}."
@@ -146,4 +149,4 @@ def _draw_steps(axes: Axes, found: Critical) -> None:
 
 
 def _shown(token: str) -> str:
-    return "⏎" if token == "<eos>" else token
+    return {"<eos>": "⏎"}.get(token, token)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TRACK_FILES",
     "draw_formats",
+    "draw_share_panel",
     "draw_track",
     "label_steps",
     "place_of_step",
@@ -91,7 +92,7 @@ def draw_formats(track: Track, *, width: float) -> Figure:
 
     figure = Figure(figsize=(width, _PANEL_IN + 0.5))
     share, accuracy = figure.subplots(1, 2)
-    _draw_shares(share, track)
+    draw_share_panel(share, track)
     for number, name in enumerate(_formats(track)):
         rows = [next(r for r in p.evaluation.formats if r.format == name) for p in track.points]
         shown = [math.nan if row.accuracy is None else row.accuracy for row in rows]
@@ -107,7 +108,7 @@ def draw_track(track: Track, *, width: float) -> Figure:
 
     figure = Figure(figsize=(width, 2 * _PANEL_IN + 0.6))
     (share, right), (entropy, distance) = figure.subplots(2, 2)
-    _draw_shares(share, track)
+    draw_share_panel(share, track)
     share.legend(ncols=2)
     found = [point.evaluation for point in track.points]
     most = max(found[0].pass_at)
@@ -130,7 +131,8 @@ def draw_track(track: Track, *, width: float) -> Figure:
     return figure
 
 
-def _draw_shares(axes: Axes, track: Track) -> None:
+def draw_share_panel(axes: Axes, track: Track) -> None:
+    """Share of each format at the saved steps, the run's own rollouts behind as thin lines."""
     for number, name in enumerate(_formats(track)):
         axes.plot(
             [place_of_step(batch.step - 1) for batch in track.batches],
@@ -153,7 +155,7 @@ def _dress(axes: Axes, track: Track, label: str, *, top: float | None = 1.0) -> 
     axes.set_ylabel(label)
     axes.grid(axis="y")
     if top is None:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     else:
         axes.set_ylim(-0.03 * top, 1.03 * top)
     label_steps(axes, [point.step for point in track.points])
@@ -186,5 +188,6 @@ def _facts(track: Track) -> str:
     lengths = ", ".join(str(length) for length in found.lengths)
     return (
         f"{track.run}; {found.task}, {lengths} digits, {found.num_prompts} prompts × {found.num_samples} "
-        "samples at temperature 1, the same prompts at every step; thin lines: shares in the run's own rollouts."
+        "samples at temperature 1, the same prompts at every step; thin lines: shares in the run's own "
+        "rollouts."
     )
