@@ -29,6 +29,7 @@ from sparsity_audit.lab.saved_run import read_run
 from sparsity_audit.lab.track import Track
 from sparsity_audit.lab.update import UpdateMask
 from sparsity_audit.masks.metadata import tool_name
+from sparsity_audit.masks.shards import INDEX_NAME
 from sparsity_audit.report.output import write_below
 from sparsity_audit.report.study import (
     NullFacts,
@@ -110,7 +111,8 @@ def _read_mask(path: Path, base: Path) -> UpdateMask:
 def _make_masks(folder: Path, *, run: str) -> None:
     top, drawn, rest = (folder / "masks" / name for name in ("top-5pct", "random-5pct", "complement"))
     base, tuned = _run(folder, run) / "checkpoint-0", _run(folder, run) / "final"
-    if not top.exists():
+    top.parent.mkdir(exist_ok=True)
+    if not (top / INDEX_NAME).exists():
         diff(base, tuned, criteria=["top:5%"], stats="counts", mask=top, workers=1)
     if not drawn.exists():
         mask_random(top, drawn, seed=0)
