@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sparsity_audit.api.inspect import inspect as inspect
     from sparsity_audit.api.lab import lab_evaluate as lab_evaluate
     from sparsity_audit.api.lab import lab_pretrain as lab_pretrain
+    from sparsity_audit.api.lab_critical import lab_critical as lab_critical
+    from sparsity_audit.api.lab_study import lab_study as lab_study
+    from sparsity_audit.api.lab_track import lab_track as lab_track
     from sparsity_audit.api.lab_train import lab_train as lab_train
     from sparsity_audit.api.loggers import log_report as log_report
     from sparsity_audit.api.masks import mask_convert as mask_convert
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.overlap import overlap_criteria as overlap_criteria
     from sparsity_audit.api.pairs import diff_pairs as diff_pairs
     from sparsity_audit.api.presets import apply_preset as apply_preset
+    from sparsity_audit.api.prune import prune as prune
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
@@ -60,8 +64,11 @@ _HOMES = {
     "diff_pairs": "api.pairs",
     "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
+    "lab_critical": "api.lab_critical",
     "lab_evaluate": "api.lab",
     "lab_pretrain": "api.lab",
+    "lab_study": "api.lab_study",
+    "lab_track": "api.lab_track",
     "lab_train": "api.lab_train",
     "load_report": "api.render",
     "log_report": "api.loggers",
@@ -75,6 +82,7 @@ _HOMES = {
     "overlap_criteria": "api.overlap",
     "plan_diff": "api.diff",
     "plot": "api.render",
+    "prune": "api.prune",
     "render": "api.render",
     "series": "api.series",
     "verify_frozen": "training.verify",

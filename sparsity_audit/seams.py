@@ -15,6 +15,8 @@ POINTS = (
     "unit journaled",
     "pass finished",
     "mask finished",
+    "unit pruned",  # its entries are in the files of every checkpoint, which have no name yet
+    "checkpoints written",  # complete and flushed, but not under the name that was asked for
     "file written",  # one of the report's files stands under its final name
     "step recorded",  # a training step's metrics are appended, its weights are only in memory
     "checkpoint written",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from sparsity_audit.api.lab_outputs import verify_counts
 from sparsity_audit.errors import UsageError
 from sparsity_audit.lab.determinism import one_thread, stream
 from sparsity_audit.lab.evaluate import evaluate
@@ -128,11 +129,7 @@ def lab_evaluate(
         UnsupportedFormatError: It holds a model the lab does not compute.
         CorruptCheckpointError: It cannot be read.
     """
-    for name, number in (("prompts", num_prompts), ("samples", num_samples)):
-        if number < 1:
-            raise UsageError(name, str(number), expected="at least 1")
-    if not all(beta > 0 for beta in betas):
-        raise UsageError("betas", ", ".join(map(str, betas)), expected="numbers greater than 0")
+    verify_counts(num_prompts=num_prompts, num_samples=num_samples, betas=betas)
     with one_thread():
         return evaluate(
             load_model(resolve_base(checkpoint)),

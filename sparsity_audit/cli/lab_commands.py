@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsity_audit.cli.lab_measure_commands import critical, study, track
 from sparsity_audit.cli.lab_train_command import train
 from sparsity_audit.cli.mixture_type import MixtureType
 from sparsity_audit.cli.options import OUTPUT_PATH, echo_note
@@ -37,6 +38,9 @@ def lab() -> None:
 
 
 lab.add_command(train)
+lab.add_command(track)
+lab.add_command(critical)
+lab.add_command(study)
 
 
 @lab.command()

@@ -28,6 +28,7 @@ _COMMANDS = {
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
+    "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
 }
 

@@ -18,7 +18,7 @@ from math import comb
 
 from sparsity_audit.errors import UsageError
 
-__all__ = ["Estimate", "estimate", "majority_at_k", "pass_at_k"]
+__all__ = ["Estimate", "Interval", "estimate", "interval", "majority_at_k", "pass_at_k"]
 
 _Z = 1.959964
 """97.5 % quantile of the normal distribution."""
@@ -62,6 +62,40 @@ def estimate(per_prompt: Sequence[float]) -> Estimate:
             trials = max(trials, value * (1 - value) / error**2)
     low, high = _wilson(value, trials)
     return Estimate(value=value, standard_error=error, low=low, high=high, num_prompts=num)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean over prompts of a figure that may be negative, with its 95 % interval.
+
+    Args:
+        value: The mean.
+        low: Lower end.
+        high: Upper end.
+        num_prompts: Prompts it is taken over.
+    """
+
+    value: float
+    low: float
+    high: float
+    num_prompts: int
+
+
+def interval(per_prompt: Sequence[float]) -> Interval:
+    """The mean ± 1.96 standard errors over prompts: for differences, which no Wilson interval fits.
+
+    Args:
+        per_prompt: One figure a prompt; at least two, for one says nothing of its spread.
+
+    Raises:
+        UsageError: Fewer than two prompts.
+    """
+    num = len(per_prompt)
+    if num < 2:
+        raise UsageError("prompts", str(num), expected="at least 2: an interval is taken over prompts")
+    value = math.fsum(per_prompt) / num
+    half = _Z * math.sqrt(math.fsum((x - value) ** 2 for x in per_prompt) / (num - 1) / num)
+    return Interval(value=value, low=value - half, high=value + half, num_prompts=num)
 
 
 def _wilson(share: float, trials: float) -> tuple[float, float]:

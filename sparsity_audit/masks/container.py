@@ -22,7 +22,7 @@ from sparsity_audit.masks.metadata import (
     MaskTensor,
     render_metadata,
 )
-from sparsity_audit.masks.shards import MAX_SHARD_BYTES, ShardWriter, StoredTensor
+from sparsity_audit.masks.shards import MASK_NAMING, MAX_SHARD_BYTES, ShardWriter, StoredTensor
 from sparsity_audit.types import DType
 
 __all__ = ["MaskWriter"]
@@ -59,6 +59,7 @@ class MaskWriter:
         self._shards = ShardWriter(
             Path(target),
             [StoredTensor(name=t.name, dtype=DType.U8, shape=packed_shape(t.shape)) for t in tensors],
+            naming=MASK_NAMING,
             # The same text whether or not the caller knows fingerprints already, so that resuming finds it.
             metadata_of=lambda names: self._render(names, dict.fromkeys(names, (0, 0))),
             late_key=FINGERPRINTS_KEY,

@@ -27,6 +27,7 @@ from sparsity_audit.masks.bitmask import popcount
 from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import FINGERPRINTS_KEY, Encoding, MaskTensor, render_metadata
 from sparsity_audit.masks.shards import (
+    MASK_NAMING,
     MAX_SHARD_BYTES,
     ShardWriter,
     StoredTensor,
@@ -85,7 +86,12 @@ def _write_shards(source: MaskSource, target: Path, encoding: Encoding, *, max_s
         return render_metadata(source.metadata, [tensors[name] for name in names], encoding=encoding)
 
     shards = ShardWriter(
-        target, stored, metadata_of=metadata_of, late_key=FINGERPRINTS_KEY, max_shard_bytes=max_shard_bytes
+        target,
+        stored,
+        naming=MASK_NAMING,
+        metadata_of=metadata_of,
+        late_key=FINGERPRINTS_KEY,
+        max_shard_bytes=max_shard_bytes,
     )
     try:
         for tensor in stored:

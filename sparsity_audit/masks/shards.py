@@ -3,7 +3,8 @@
 Contract: all sizes are known before, so headers come first and bytes go straight to their final
 position. Files carry the suffix `.partial` until `finish`, which patches the late metadata into the
 headers (their length never changes), flushes, renames, and writes the index last; a directory without
-an index is no mask. Equal input gives equal bytes, whatever the order of writes.
+an index is no mask. Equal input gives equal bytes, whatever the order of writes. Masks and checkpoints are
+written alike; a `ShardNaming` tells how their files are called.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from sparsity_audit.checkpoint.safetensors_io import MAX_HEADER_BYTES
 from sparsity_audit.errors import OutputError
 from sparsity_audit.types import DType
 
-__all__ = ["INDEX_NAME", "MAX_SHARD_BYTES", "ShardWriter", "StoredTensor", "claim_directory", "output_error"]
+__all__ = [
+    "CHECKPOINT_NAMING",
+    "INDEX_NAME",
+    "MASK_NAMING",
+    "MAX_SHARD_BYTES",
+    "ShardNaming",
+    "ShardWriter",
+    "StoredTensor",
+    "claim_directory",
+    "output_error",
+    "sync_directory",
+]
 
 INDEX_NAME: Final = "mask.safetensors.index.json"
 MAX_SHARD_BYTES: Final = 5_000_000_000
@@ -30,6 +42,30 @@ _PARTIAL = ".partial"
 
 MetadataOf = Callable[[Sequence[str]], Mapping[str, str]]
 """Names of a shard's tensors → its `__metadata__`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardNaming:
+    """How the files of a directory are called.
+
+    Args:
+        stem: `mask` gives `mask-00001-of-00002.safetensors`.
+        index: Name of the index.
+        alone: Name of a shard that is the only one, and then has no index; None where there is always one.
+        format: What the index says it is the index of, with a list of the shards; None to leave both out.
+    """
+
+    stem: str
+    index: str
+    alone: str | None
+    format: str | None
+
+
+MASK_NAMING: Final = ShardNaming(stem="mask", index=INDEX_NAME, alone=None, format="sparsity-audit-mask")
+CHECKPOINT_NAMING: Final = ShardNaming(
+    stem="model", index="model.safetensors.index.json", alone="model.safetensors", format=None
+)
+"""As `save_pretrained` of transformers calls them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +121,9 @@ class ShardWriter:
     Args:
         target: Directory; created when missing.
         tensors: What will be written; larger dtypes first, then in name order.
+        naming: How the files are called.
         metadata_of: The `__metadata__` of a shard, with placeholders for what is known late.
-        late_key: Metadata key whose value may differ at the end (at equal length).
+        late_key: Metadata key whose value may differ at the end (at equal length); None where none does.
         max_shard_bytes: Tensor bytes after which a new shard begins; tensors are never split.
         resume: Keep the bytes of an earlier, interrupted writer with the same tensors and metadata.
 
@@ -102,13 +139,15 @@ class ShardWriter:
         target: Path,
         tensors: Sequence[StoredTensor],
         *,
+        naming: ShardNaming,
         metadata_of: MetadataOf,
-        late_key: str,
+        late_key: str | None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
         resume: bool = False,
     ) -> None:
-        self.target, self._late_key = target, late_key
-        self._shards = _plan(target, tensors, max_shard_bytes)
+        self.target, self._naming, self._late_key = target, naming, late_key
+        self._shards = _plan(target, tensors, naming, max_shard_bytes)
+        self._has_index = naming.alone is None or len(self._shards) > 1
         headers = [shard.header(metadata_of(_names(shard))) for shard in self._shards]
         self._place: dict[str, tuple[int, int, int]] = {}
         for number, (shard, header) in enumerate(zip(self._shards, headers, strict=True)):
@@ -159,8 +198,9 @@ class ShardWriter:
             for shard in self._shards:
                 shard.partial.replace(shard.path)
                 self._own.append(shard.path)
-            _sync_directory(self.target)
-            self._write_index()
+            sync_directory(self.target)
+            if self._has_index:
+                self._write_index()
         except OSError as error:
             raise output_error(self.target, error) from error
         self._finished = True
@@ -181,7 +221,7 @@ class ShardWriter:
         self.close()
         if self._finished:
             return
-        (self.target / (INDEX_NAME + _PARTIAL)).unlink(missing_ok=True)
+        (self.target / (self._naming.index + _PARTIAL)).unlink(missing_ok=True)
         for path in self._own:
             path.unlink(missing_ok=True)
         if self._created and self.target.is_dir() and not any(self.target.iterdir()):
@@ -215,7 +255,7 @@ class ShardWriter:
             path.exists() and path.stat().st_size == size and self._same_header(path, header)
             for path, size, header in zip(found, sizes, headers, strict=True)
         )
-        index = self.target / INDEX_NAME
+        index = self.target / self._naming.index
         if not fits:
             finals = [path for path in (index, *(s.path for s in self._shards)) if path.exists()]
             if finals:
@@ -242,29 +282,29 @@ class ShardWriter:
             return False
         try:
             mine, other = json.loads(header[8:]), json.loads(there[8:])
-            other["__metadata__"][self._late_key] = mine["__metadata__"][self._late_key]
+            if self._late_key is not None:
+                other["__metadata__"][self._late_key] = mine["__metadata__"][self._late_key]
         except (ValueError, KeyError, TypeError):
             return False
         return mine == other
 
     def _write_index(self) -> None:
         weight_map = {tensor.name: shard.path.name for shard in self._shards for tensor in shard.tensors}
-        index = {
-            "metadata": {
-                "format": "sparsity-audit-mask",
-                "shards": [shard.path.name for shard in self._shards],
-                "total_size": sum(t.num_bytes for shard in self._shards for t in shard.tensors),
-            },
-            "weight_map": weight_map,
+        facts: dict[str, object] = {
+            "total_size": sum(t.num_bytes for shard in self._shards for t in shard.tensors)
         }
-        path = self.target / (INDEX_NAME + _PARTIAL)
+        if self._naming.format is not None:
+            facts["format"] = self._naming.format
+            facts["shards"] = [shard.path.name for shard in self._shards]
+        index = {"metadata": facts, "weight_map": weight_map}
+        path = self.target / (self._naming.index + _PARTIAL)
         with path.open("w", encoding="utf-8") as file:
             json.dump(index, file, sort_keys=True, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        path.replace(self.target / INDEX_NAME)
-        _sync_directory(self.target)
+        path.replace(self.target / self._naming.index)
+        sync_directory(self.target)
 
 
 def claim_directory(target: Path, *, allow_content: bool) -> bool:
@@ -301,7 +341,9 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(str(path), f"cannot be written ({error.strerror or error})", remedy=remedy)
 
 
-def _plan(target: Path, tensors: Sequence[StoredTensor], max_shard_bytes: int) -> tuple[_Shard, ...]:
+def _plan(
+    target: Path, tensors: Sequence[StoredTensor], naming: ShardNaming, max_shard_bytes: int
+) -> tuple[_Shard, ...]:
     # Larger dtypes first keeps every tensor aligned to its own item size.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
     groups: list[list[StoredTensor]] = [[]]
@@ -312,12 +354,11 @@ def _plan(target: Path, tensors: Sequence[StoredTensor], max_shard_bytes: int) -
             filled = 0
         groups[-1].append(tensor)
         filled += tensor.num_bytes
+    names = [f"{naming.stem}-{n:05d}-of-{len(groups):05d}.safetensors" for n in range(1, len(groups) + 1)]
+    if naming.alone is not None and len(groups) == 1:
+        names = [naming.alone]
     return tuple(
-        _Shard(
-            path=target / f"mask-{number:05d}-of-{len(groups):05d}.safetensors",
-            tensors=tuple(group),
-        )
-        for number, group in enumerate(groups, start=1)
+        _Shard(path=target / name, tensors=tuple(group)) for name, group in zip(names, groups, strict=True)
     )
 
 
@@ -336,7 +377,8 @@ def _reserve(descriptor: int, num_bytes: int) -> None:
         os.ftruncate(descriptor, num_bytes)
 
 
-def _sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
+    """Flush the names in a directory to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

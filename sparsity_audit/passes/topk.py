@@ -14,7 +14,7 @@ the whole of |Δ|: three passes do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, View
 
-__all__ = ["PairSelection", "TopSelection", "select_top"]
+__all__ = ["PairSelection", "TopSelection", "delta_codes", "select_all_but_smallest", "select_top"]
 
 _DIGIT_BITS = (22, 21, 20, 22, 21, 21)  # of the 63-bit code, then of the 64-bit hash
 _CODE_DIGITS = 3
@@ -40,7 +40,7 @@ class TopSelection:
 
     Args:
         criterion: Its key, `top:…`.
-        asked: Entries asked for.
+        asked: Entries asked for; of `select_all_but_smallest`, asked to be left out.
         selected: Entries selected; fewer than asked when fewer moved.
         eligible: Entries with Δ neither 0 nor NaN.
         threshold: Smallest selected |Δ|; None when nothing was selected, or when it is infinite.
@@ -108,6 +108,55 @@ def select_top(
         One selection over the checkpoint, or one a pair when the criterion is per tensor; and what was
         selected of each pair.
     """
+
+    def asked_of(num_entries: int, eligible: int) -> tuple[int, int]:
+        asked = max(min(_amount(criterion, num_entries), num_entries), min(1, num_entries))
+        return asked, min(asked, eligible)
+
+    return _select_groups(plan, tallies, criterion, asked_of, view=view, workers=workers, bits=bits)
+
+
+def select_all_but_smallest(
+    plan: Plan,
+    tallies: Sequence[Tally],
+    amount: Criterion,
+    *,
+    view: View,
+    workers: int,
+    bits: BitSink | None,
+) -> tuple[tuple[TopSelection, ...], tuple[PairSelection, ...]]:
+    """Select the entries with Δ ≠ 0 that are not among the smallest of them, and write their bits.
+
+    So `amount` entries that moved, or that fraction of *those that moved*, are not selected: the complement
+    of a top selection, with ties at the cut broken by the same hash. Arguments and result as of `select_top`;
+    `asked` counts the entries left out.
+    """
+
+    def asked_of(_num_entries: int, eligible: int) -> tuple[int, int]:
+        asked = max(min(_amount(amount, eligible), eligible), min(1, eligible))
+        return asked, eligible - asked
+
+    return _select_groups(plan, tallies, amount, asked_of, view=view, workers=workers, bits=bits)
+
+
+_AskedOf = Callable[[int, int], tuple[int, int]]
+"""Entries of a group and those that moved → how many are asked for, and how many to select."""
+
+
+def _amount(criterion: Criterion, of: int) -> int:
+    return round(criterion.parameter * of) if criterion.is_fraction else int(criterion.parameter)
+
+
+def _select_groups(
+    plan: Plan,
+    tallies: Sequence[Tally],
+    criterion: Criterion,
+    asked_of: _AskedOf,
+    *,
+    view: View,
+    workers: int,
+    bits: BitSink | None,
+) -> tuple[tuple[TopSelection, ...], tuple[PairSelection, ...]]:
     seeds = [_seed(pair.name, tally) for pair, tally in zip(plan.pairs, tallies, strict=True)]
     groups = [[i] for i in range(len(plan.pairs))] if criterion.per_tensor else [list(range(len(plan.pairs)))]
     selected = [PairSelection.empty(*pair.base.rows_cols) for pair in plan.pairs]
@@ -120,7 +169,8 @@ def select_top(
         for group in groups:
             units = [unit for pair in group for unit in units_of[pair]]
             reader = _Reader(plan, units, seeds, view, workers, base, tuned)
-            selection, cut = _select(reader, criterion, sum(plan.pairs[i].base.num_entries for i in group))
+            num_entries = sum(plan.pairs[i].base.num_entries for i in group)
+            selection, cut = _select(reader, criterion, num_entries, asked_of)
             selections.append(selection)
             for unit, part in reader.write(cut, bits):
                 selected[unit.pair].add(unit, part)
@@ -131,18 +181,19 @@ def select_top(
     return tuple(selections), tuple(selected)
 
 
-def _select(reader: _Reader, criterion: Criterion, num_entries: int) -> tuple[TopSelection, _Cut | None]:
-    asked = round(criterion.parameter * num_entries) if criterion.is_fraction else int(criterion.parameter)
-    asked = max(min(asked, num_entries), min(1, num_entries))
+def _select(
+    reader: _Reader, criterion: Criterion, num_entries: int, asked_of: _AskedOf
+) -> tuple[TopSelection, _Cut | None]:
     prefix: list[int] = []
     if num_entries <= _COLLECT_LIMIT:
         codes, hashes = reader.collect(())
         eligible = len(codes)
-        wanted = remaining = min(asked, eligible)
+        asked, wanted = asked_of(num_entries, eligible)
+        remaining = wanted
     else:
         counts, has_more = reader.histogram(prefix=(), digit=0)
         eligible = int(counts.sum())
-        wanted = min(asked, eligible)
+        asked, wanted = asked_of(num_entries, eligible)
         prefix, remaining = _find_bin(reader, counts, has_more, wanted) if wanted else ([], 0)
         codes, hashes = reader.collect(tuple(prefix)) if wanted else _no_keys()
     if wanted == 0:
@@ -292,7 +343,7 @@ class _Reader:
     def _keys(
         self, unit: WorkUnit, row: int, col: int, base: np.ndarray, tuned: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        codes = _delta_codes(base, tuned, self._plan.specs[unit.pair].of_values, self._view).reshape(-1)
+        codes = delta_codes(base, tuned, self._plan.specs[unit.pair].of_values, self._view).reshape(-1)
         first = row * unit.total_cols + col
         return codes, _hashes(self._seeds[unit.pair], first, len(codes))
 
@@ -327,7 +378,7 @@ def _with_prefix(
     return codes, hashes
 
 
-def _delta_codes(base: np.ndarray, tuned: np.ndarray, spec: PairSpec, view: View) -> np.ndarray:
+def delta_codes(base: np.ndarray, tuned: np.ndarray, spec: PairSpec, view: View) -> np.ndarray:
     """float64 codes of |Δ|; 0 where Δ is 0 or NaN and for opaque storage. Larger code, larger |Δ|."""
     base, tuned, dtype = codes_in_view(base, tuned, spec, view)
     if dtype.kind == "opaque":
