@@ -214,6 +214,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=BAR_REPEATS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rows", type=parse_rows, default=list(ROWS), help=f"some of {', '.join(ROWS)}")
+    parser.add_argument("--note", help="what a reader of the results must know; stored with them")
     parser.add_argument("--keep", action="store_true", help="leave pairs and masks in --workdir")
     options = parser.parse_args(args)
     if options.entries < 1e6 or options.repeats < 1 or options.workers < 1:
@@ -230,6 +231,7 @@ def main() -> None:
         "benchmark": "overlap",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "command": f"{command} --workers {options.workers} --rows {','.join(options.rows)}",
+        "note": options.note,
         "machine": machine(),
         "versions": versions(PACKAGES),
         "is_at_the_size_of_the_bars": options.entries >= BAR_ENTRIES and options.repeats >= BAR_REPEATS,
