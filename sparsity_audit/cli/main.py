@@ -27,6 +27,7 @@ _COMMANDS = {
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
+    "recovery": ("recovery_command", "recovery", "Judge a retrained subnetwork against the full run."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
 }
 

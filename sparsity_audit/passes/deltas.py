@@ -12,20 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_audit.align.match import match
-from sparsity_audit.align.records import Pair
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
-from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
+from sparsity_audit.passes.aligned import AlignedRuns, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
-from sparsity_audit.passes.plan import Plan, WorkUnit, blocks_of, make_plan
+from sparsity_audit.passes.mask_bits import block_bits
+from sparsity_audit.passes.plan import WorkUnit, blocks_of
 from sparsity_audit.stats.agreement import DeltaSums
-from sparsity_audit.types import Criterion, View
+from sparsity_audit.types import View
 
 __all__ = ["DeltaPass", "sum_deltas"]
-
-_UNIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,25 +60,24 @@ def sum_deltas(
     Raises:
         ChangedInputError: A file changed during the pass.
     """
-    plans = [_plan(base, run, maps, view) for run in runs]
-    by_name = [{pair.name: number for number, pair in enumerate(plan.pairs)} for plan in plans]
-    left_out = dict(_unlike(plans, by_name, masks))
-    units = [unit for unit in plans[0].units if plans[0].pairs[unit.pair].name not in left_out]
+    aligned = align_runs(base, runs, maps=maps, view=view)
+    held = [pair.base.spec.name for pair in aligned.plans[0].pairs if pair.name not in aligned.left_out]
+    unmasked = {name: "in no mask" for name in held if any(name not in mask.tensors for mask in masks)}
+    units = [u for u in aligned.units if aligned.plans[0].pairs[u.pair].base.spec.name not in unmasked]
     with ExitStack() as stack:
         of_base = _opened(base, stack)
         of_runs = [_opened(run, stack) for run in runs]
 
         def work(unit: WorkUnit) -> list[DeltaSums]:
-            name = plans[0].pairs[unit.pair].name
-            numbers = [names[name] for names in by_name]
             with ExitStack() as inner:
                 readers = [inner.enter_context(MaskReader(mask)) for mask in masks]
-                return list(_of_unit(unit, plans, numbers, of_base, of_runs, readers, view))
+                return list(_of_unit(unit, aligned, of_base, of_runs, readers, view))
 
         blocks = {unit.key: found for unit, found in in_threads(work, units, workers=workers)}
     for catalogue in (base, *runs):
         catalogue.verify_unchanged()
     ordered = [block for unit in units for block in blocks[unit.key]]
+    left_out = dict(sorted({**aligned.left_out, **unmasked}.items()))
     return DeltaPass(sums=DeltaSums.of_blocks(ordered, len(runs)), left_out=left_out)
 
 
@@ -91,68 +87,26 @@ def _opened(catalogue: Catalogue, stack: ExitStack) -> OpenFiles:
     return files
 
 
-def _plan(base: Catalogue, run: Catalogue, maps: Sequence[tuple[str, str]], view: View) -> Plan:
-    alignment = match(base, run, maps=tuple(maps))
-    value = Criterion.parse("value")
-    specs = tuple(
-        PairSpec(base=p.base.spec.dtype, tuned=p.tuned.spec.dtype, criteria=(value,), mask=0, view=view)
-        for p in alignment.pairs
-    )
-    return make_plan(base, run, alignment, specs=specs, unit_bytes=_UNIT_BYTES)
-
-
-def _unlike(
-    plans: Sequence[Plan], by_name: Sequence[Mapping[str, int]], masks: Sequence[MaskCatalogue]
-) -> list[tuple[str, str]]:
-    found = []
-    for name in sorted({name for names in by_name for name in names}):
-        if not all(name in names for names in by_name):
-            found.append((name, "not matched in every run"))
-            continue
-        pairs = [plan.pairs[names[name]] for plan, names in zip(plans, by_name, strict=True)]
-        specs = [plan.specs[names[name]] for plan, names in zip(plans, by_name, strict=True)]
-        first = pairs[0].base
-        if any((p.base.start_entry, p.base.shape, p.base.num_runs) != _place(pairs[0]) for p in pairs):
-            found.append((name, "matched with different slices of the base"))
-        elif first.num_runs > 1 or any(pair.is_scaled for pair in pairs):
-            found.append((name, "rows alternate or values are scaled: its Δ are not read"))
-        elif len(first.shape) < 2 and not first.is_whole:
-            found.append((name, "a part of a vector: its Δ are not read"))
-        elif any(spec.native_dtype.kind != "float" for spec in specs):
-            found.append((name, "no float numbers"))
-        elif any(first.spec.name not in mask.tensors for mask in masks):
-            found.append((name, "in no mask"))
-    return found
-
-
-def _place(pair: Pair) -> tuple[int, tuple[int, ...], int]:
-    return pair.base.start_entry, pair.base.shape, pair.base.num_runs
-
-
 def _of_unit(
     unit: WorkUnit,
-    plans: Sequence[Plan],
-    numbers: Sequence[int],
+    aligned: AlignedRuns,
     of_base: OpenFiles,
     of_runs: Sequence[OpenFiles],
     readers: Sequence[MaskReader],
     view: View,
 ) -> list[DeltaSums]:
-    base = plans[0].pairs[unit.pair].base
-    cols = base.rows_cols[1]
+    name = aligned.name(unit)
+    pairs, specs = aligned.pairs(name), aligned.specs(name)
+    base = pairs[0].base
     found = []
     for block in blocks_of(unit, itemsize=8):
-        first, shape = block.row * cols + block.col, (block.num_rows, block.num_cols)
-        deltas = np.empty((len(plans), block.num_rows * block.num_cols))
+        first, shape = block.row * unit.total_cols + block.col, (block.num_rows, block.num_cols)
+        deltas = np.empty((len(pairs), block.num_rows * block.num_cols))
         masks = np.empty(deltas.shape, dtype=np.bool_)
         codes = read_part(base, of_base, "base", first, shape)
-        for run, (plan, number) in enumerate(zip(plans, numbers, strict=True)):
-            tuned = read_part(plan.pairs[number].tuned, of_runs[run], "tuned", first, shape)
-            seen = codes_in_view(codes, tuned, plan.specs[number], view)
-            deltas[run] = float_deltas(*seen).reshape(-1)
-            row = base.start_entry // cols + block.row
-            bits = readers[run].read_packed(base.spec.name, row, row + block.num_rows)
-            wide = np.unpackbits(bits, axis=-1, count=cols, bitorder="little")
-            masks[run] = wide[:, block.col : block.col + block.num_cols].reshape(-1).view(np.bool_)
+        for run, (pair, spec) in enumerate(zip(pairs, specs, strict=True)):
+            tuned = read_part(pair.tuned, of_runs[run], "tuned", first, shape)
+            deltas[run] = float_deltas(*codes_in_view(codes, tuned, spec, view)).reshape(-1)
+            masks[run] = block_bits(base, block, readers[run]).reshape(-1)
         found.append(DeltaSums.from_deltas(deltas, masks))
     return found

@@ -30,6 +30,7 @@ __all__ = [
     "pair_line",
     "run_lines",
     "share",
+    "tex",
 ]
 
 _COUNTS = (*("entries", "a", "b", "both", "jaccard", "o1", "o2", "o1_ceiling", "o2_ceiling", "phi"),)
@@ -245,17 +246,18 @@ def overlap_latex(report: OverlapReport) -> bytes:
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{_tex(caption)}.}}",
+            rf"  \caption{{{tex(caption)}.}}",
         ),
         rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        *(r"    \toprule", rf"    {' & '.join(_tex(cell) for cell in head)} \\", r"    \midrule"),
-        *[rf"    {' & '.join(_tex(cell) for cell in row)} \\" for row in rows],
+        *(r"    \toprule", rf"    {' & '.join(tex(cell) for cell in head)} \\", r"    \midrule"),
+        *[rf"    {' & '.join(tex(cell) for cell in row)} \\" for row in rows],
         *(r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""),
     ]
     return "\n".join(lines).encode()
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text as LaTeX prints it, with the signs of these tables."""
     return escape(text).replace("×", r"$\times$").replace("−", "$-$").replace("|", "$|$")
 
 
