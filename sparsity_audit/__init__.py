@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.pairs import diff_pairs as diff_pairs
     from sparsity_audit.api.presets import apply_preset as apply_preset
     from sparsity_audit.api.prune import prune as prune
+    from sparsity_audit.api.recovery import recovery as recovery
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
@@ -83,6 +84,7 @@ _HOMES = {
     "plan_diff": "api.diff",
     "plot": "api.render",
     "prune": "api.prune",
+    "recovery": "api.recovery",
     "render": "api.render",
     "series": "api.series",
     "verify_frozen": "training.verify",

@@ -39,12 +39,12 @@ from sparsity_audit.api.overlap_nulls import (
 from sparsity_audit.api.runs_file import labels_of, question_of
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
-from sparsity_audit.errors import OutputError, UsageError
+from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.algebra import CombinedSource
 from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.passes.many import count_overlaps
-from sparsity_audit.report.output import write_below
+from sparsity_audit.report.output import verify_free, write_below
 from sparsity_audit.report.overlap import (
     GroupOverlap,
     LeftOutTensor,
@@ -123,7 +123,7 @@ def overlap(
     question = _walk_question(walk, seed)
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     if output is not None:
-        _verify_output(Path(output), given, overwrite=overwrite)
+        verify_free(Path(output), FILE_NAMES, inputs=given, overwrite=overwrite)
     with ExitStack() as stack:
         make = partial(diff, maps=maps, stats="counts", workers=workers, on_note=note)
         inputs = open_runs(
@@ -204,7 +204,7 @@ def overlap_criteria(
     folder = None if output is None else Path(output)
     if folder is not None:
         given = [runs] if isinstance(runs, (str, Path)) else runs
-        _verify_output(folder, [str(run) for run in given], overwrite=overwrite, names=CRITERIA_FILES)
+        verify_free(folder, CRITERIA_FILES, inputs=[str(run) for run in given], overwrite=overwrite)
     reports = tuple(
         overlap(
             runs,
@@ -321,19 +321,3 @@ class _Build:
         if self.base is not None:
             return found
         return replace(found, nulls={name: null for name, null in found.nulls.items() if name != MAGNITUDE})
-
-
-def _verify_output(
-    folder: Path, given: Sequence[str], *, overwrite: bool, names: Sequence[str] = FILE_NAMES
-) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(str(folder), "is a file", expected="a directory", remedy="choose another -o")
-    if place_of(given, folder) is not None:
-        raise OutputError(str(folder), "holds a run that is compared", remedy="choose another -o")
-    there = [name for name in names if (folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(
-            str(folder),
-            f"holds {', '.join(there[:3])}, which this run would replace",
-            remedy="choose another -o, or add --overwrite",
-        )

@@ -29,6 +29,7 @@ _COMMANDS = {
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
+    "recovery": ("recovery_command", "recovery", "Judge a retrained subnetwork against the full run."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
 }
 

@@ -21,10 +21,10 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.errors import UnsupportedFormatError, UsageError
-from sparsity_audit.masks.bitmask import Block as MaskBlock
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.masks.shards import ShardWriter, StoredTensor
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_blocks
+from sparsity_audit.passes.mask_bits import block_bits, runs_within
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit
 from sparsity_audit.passes.prune_masks import KeepMask
 from sparsity_audit.passes.topk import delta_codes
@@ -255,7 +255,7 @@ class _Task:
                 size = delta_codes(base, tuned, spec, self.view).view(np.float64)
                 wide = widen(base, spec.base, dtype), widen(tuned, spec.tuned, dtype)
                 chosen = [
-                    outlet.keep.choose(_bits(pair.base, block, reader), size > 0)
+                    outlet.keep.choose(block_bits(pair.base, block, reader), size > 0)
                     for outlet, reader in zip(self.outlets, readers, strict=True)
                 ]
                 for outlet, kept in zip(self.outlets, chosen, strict=True):
@@ -267,43 +267,9 @@ class _Task:
         """Write the codes of a block of a pair, which are consecutive in it, to the runs of the part."""
         flat = codes.reshape(-1)
         first = block.row * part.rows_cols[1] + block.col
-        for start, stop, done in _runs(part, first, flat.size):
+        for start, stop, done in runs_within(part, first, flat.size):
             piece = flat[done : done + stop - start].data.cast("B")
             outlet.writer.write(part.spec.name, start * flat.itemsize, piece)
-
-
-def _runs(part: TensorSlice, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Entries first … first + count of a part: start and stop in the tensor, and how many came before."""
-    done = 0
-    while done < count:
-        run, within = divmod(first + done, part.run_entries)
-        length = min(part.run_entries - within, count - done)
-        start = part.start_entry + run * part.step + within
-        yield start, start + length, done
-        done += length
-
-
-def _bits(part: TensorSlice, block: Block, reader: MaskReader | None) -> np.ndarray:
-    """The mask's bits of a block of a pair, bool; all False without a mask."""
-    shape = block.num_rows, block.num_cols
-    found = np.zeros(shape[0] * shape[1], dtype=np.bool_)
-    if reader is None:
-        return found.reshape(shape)
-    name, cols = part.spec.name, part.spec.rows_cols[1]
-    for start, stop, done in _runs(part, block.row * part.rows_cols[1] + block.col, found.size):
-        row, col = divmod(start, cols)
-        if col == 0 and stop % cols == 0:
-            bits = reader.read_packed(name, row, stop // cols)
-            wide = np.unpackbits(bits, axis=-1, count=cols, bitorder="little").reshape(-1)
-        else:
-            end = col + stop - start
-            piece = MaskBlock(
-                row_start=row, row_stop=row + 1, byte_start=col // 8, byte_stop=-(-end // 8), cols=cols
-            )
-            bits = np.unpackbits(reader.read_block(name, piece), bitorder="little")
-            wide = bits[col % 8 : col % 8 + stop - start]
-        found[done : done + stop - start] = wide.view(np.bool_)
-    return found.reshape(shape)
 
 
 def _count(size: np.ndarray, changed: np.ndarray, chosen: Sequence[np.ndarray]) -> PairCounts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sparsity_audit.errors import OutputError
@@ -19,7 +19,7 @@ from sparsity_audit.report.latex import TABLES
 from sparsity_audit.report.style import FORMATS
 from sparsity_audit.seams import reached
 
-__all__ = ["JOURNAL_NAME", "OutputDirectory", "write_atomically", "write_below"]
+__all__ = ["JOURNAL_NAME", "OutputDirectory", "verify_free", "write_atomically", "write_below"]
 
 JOURNAL_NAME = "journal.jsonl"
 _OURS = (
@@ -100,6 +100,32 @@ class OutputDirectory:
             write_below(self.path, name, data)
             reached("file written")
         self.journal.unlink(missing_ok=True)
+
+
+def verify_free(folder: Path, names: Sequence[str], *, inputs: Iterable[str | Path], overwrite: bool) -> None:
+    """Refuse a directory for results in which a run would replace files, or that is read itself.
+
+    Args:
+        folder: Where results shall go.
+        names: Files the run writes.
+        inputs: What is read; references that are no local paths are passed over.
+        overwrite: Accept that files of these names are replaced.
+
+    Raises:
+        OutputError: It is no directory, holds such files, or is an input.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(str(folder), "is a file", expected="a directory", remedy="choose another -o")
+    paths = [Path(path).expanduser() for path in inputs]
+    if folder.expanduser().resolve() in {path.resolve() for path in paths if path.exists()}:
+        raise OutputError(str(folder), "holds a run that is compared", remedy="choose another -o")
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise OutputError(
+            str(folder),
+            f"holds {', '.join(there[:3])}, which this run would replace",
+            remedy="choose another -o, or add --overwrite",
+        )
 
 
 def write_below(folder: Path, name: str, data: bytes) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsity_audit.stats.chance import share_of
 
-__all__ = ["DeltaAgreement", "DeltaSums", "delta_agreement"]
+__all__ = ["DeltaAgreement", "DeltaSums", "cosine_of", "delta_agreement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,12 +143,13 @@ def delta_agreement(sums: DeltaSums, r: int, q: int) -> DeltaAgreement:
         moving=moving,
         sign_agreement=share_of(int(sums.same_sign[r, q]), moving),
         independent_signs=None if p is None or up is None else p * up + (1 - p) * (1 - up),
-        cosine_intersection=_cosine(sums.dot_both[r, q], sums.square_both[r, q], sums.square_both[q, r]),
-        cosine_overall=_cosine(sums.dot[r, q], sums.dot[r, r], sums.dot[q, q]),
+        cosine_intersection=cosine_of(sums.dot_both[r, q], sums.square_both[r, q], sums.square_both[q, r]),
+        cosine_overall=cosine_of(sums.dot[r, q], sums.dot[r, r], sums.dot[q, q]),
         not_finite=int(sums.not_finite[r] + sums.not_finite[q]),
     )
 
 
-def _cosine(dot: float, square_a: float, square_b: float) -> float | None:
+def cosine_of(dot: float, square_a: float, square_b: float) -> float | None:
+    """The cosine of two vectors from their product and squares; None where one is 0."""
     length = math.sqrt(square_a) * math.sqrt(square_b)
     return max(-1.0, min(1.0, float(dot) / length)) if length > 0 else None
