@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path for path in (*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
 )
-_INPUTS = ("base", "tuned", "reference", "path", "paths", "like", "directories", "pairs", "runs")
+_INPUTS = ("base", "tuned", "reference", "path", "paths", "like", "directories", "pairs", "run", "runs")
+_MINUTES = ("study",)
+"""Commands without inputs that take minutes; tests of their own run them."""
 
 
 def _label(path: Path) -> str:
@@ -156,7 +158,7 @@ def test_command_lines_parse_and_those_on_the_examples_run(document: Path, clone
         (clone / info.split()[1]).write_text(body)
     for arguments, status in _examples(document):
         context = _parse(arguments)
-        if _inputs_exist(context):
+        if _inputs_exist(context) and context.command.name not in _MINUTES:
             found = cli.main(arguments, standalone_mode=False) or 0
             assert found == status, (arguments, found, capsys.readouterr())
 

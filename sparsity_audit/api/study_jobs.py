@@ -31,6 +31,7 @@ from sparsity_audit.lab.update import UpdateMask
 from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.masks.shards import INDEX_NAME
 from sparsity_audit.report.output import write_below
+from sparsity_audit.report.schema import DiffReport
 from sparsity_audit.report.study import (
     NullFacts,
     OverlapFacts,
@@ -132,10 +133,7 @@ def _judge(folder: Path, *, run: str, role: Any, num_prompts: int) -> RunFacts:
     ]
     law = {"lr": config["lr"], "weights_dtype": "bf16"} if config["precision"] == "bf16" else {}
     report = diff(saved.reference, saved.path / "final", structure="off", workers=1, **law)
-    predicted = [part.half_ulp for part in report.precision if part.view is View.NATIVE and part.half_ulp]
     shares = [next(row.share for row in found.formats if row.format == "S") for found in judged]
-    sparsities = [report.headline("value", view) for view in (View.NATIVE, View.SERVED)]
-    found = predicted[0] if predicted else None
     return RunFacts(
         name=run,
         role=role,
@@ -150,10 +148,25 @@ def _judge(folder: Path, *, run: str, role: Any, num_prompts: int) -> RunFacts:
         greedy_accuracy=judged[1].greedy_accuracy,
         share=shares[1],
         base_share=shares[0],
-        sparsity=sparsities[0].sparsity,
-        served_sparsity=sparsities[1].sparsity,
-        half_ulp=None if found is None else (found.lower, found.at_lr, found.upper),
+        sparsity=_sparsity(report, View.NATIVE),
+        served_sparsity=_sparsity(report, View.SERVED),
+        half_ulp=_half_ulp(report),
     )
+
+
+def _sparsity(report: DiffReport, view: View) -> float:
+    row = report.headline("value", view)
+    assert row is not None, "value is always counted"
+    assert row.sparsity is not None, "a run is compared with the weights it began with"
+    return row.sparsity
+
+
+def _half_ulp(report: DiffReport) -> tuple[float, float, float] | None:
+    """The law's interval, where a learning rate was given and weights are stored in bf16."""
+    found = [part.half_ulp for part in report.precision if part.view is View.NATIVE and part.half_ulp]
+    if not found or found[0].lower is None or found[0].at_lr is None or found[0].upper is None:
+        return None
+    return found[0].lower, found[0].at_lr, found[0].upper
 
 
 def _command(run: str, config: Mapping[str, Any]) -> str | None:
