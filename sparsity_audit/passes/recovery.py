@@ -137,6 +137,7 @@ def measure_recovery(
         found = {unit.key: result for unit, result in in_threads(task.run, units, workers=workers)}
     for catalogue in (base, full, *runs):
         catalogue.verify_unchanged()
+    numbers = range(1 + len(runs))
     blocks: dict[str, list[Sequence[RecoverySums]]] = {}
     frozen: list[list[FrozenCount]] = [[] for _ in runs]
     for unit in units:
@@ -146,7 +147,7 @@ def measure_recovery(
             held.extend(parts)
     return RecoveryPass(
         sums={
-            name: tuple(RecoverySums.of_blocks(parts) for parts in zip(*of_pair, strict=True))
+            name: tuple(RecoverySums.of_blocks([sums[number] for sums in of_pair]) for number in numbers)
             for name, of_pair in blocks.items()
         },
         frozen=(
