@@ -19,6 +19,7 @@ from sparsity_audit.cli.main import cli
 from sparsity_audit.report.overlap import overlap_json_schema
 from sparsity_audit.report.pairs import pairs_json_schema
 from sparsity_audit.report.schema import json_schema
+from sparsity_audit.report.series import series_json_schema
 
 __all__ = ["NAME", "commands", "generate", "main"]
 
@@ -53,6 +54,7 @@ def generate() -> dict[Path, str]:
         "report.schema.json": json_schema(),
         "pairs.schema.json": pairs_json_schema(),
         "overlap.schema.json": overlap_json_schema(),
+        "series.schema.json": series_json_schema(),
     }
     return {DOCS / "cli.md": "\n".join(sections)} | {
         DOCS / name: json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

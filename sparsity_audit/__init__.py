@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
+    from sparsity_audit.api.lab import lab_evaluate as lab_evaluate
+    from sparsity_audit.api.lab import lab_pretrain as lab_pretrain
+    from sparsity_audit.api.lab_critical import lab_critical as lab_critical
+    from sparsity_audit.api.lab_study import lab_study as lab_study
+    from sparsity_audit.api.lab_track import lab_track as lab_track
+    from sparsity_audit.api.lab_train import lab_train as lab_train
     from sparsity_audit.api.loggers import log_report as log_report
     from sparsity_audit.api.masks import mask_convert as mask_convert
     from sparsity_audit.api.masks import mask_info as mask_info
@@ -30,8 +36,15 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
+    from sparsity_audit.api.series import series as series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
+    from sparsity_audit.training.freeze import freeze_outside as freeze_outside
+    from sparsity_audit.training.hooks import LiveAudit as LiveAudit
+    from sparsity_audit.training.hooks import SubnetworkCallback as SubnetworkCallback
+    from sparsity_audit.training.optim import SubnetworkAdamW as SubnetworkAdamW
+    from sparsity_audit.training.optim import SubnetworkSGD as SubnetworkSGD
+    from sparsity_audit.training.verify import verify_frozen as verify_frozen
     from sparsity_audit.types import Criterion as Criterion
     from sparsity_audit.types import View as View
 
@@ -41,12 +54,23 @@ _HOMES = {
     "Criterion": "types",
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
+    "LiveAudit": "training.hooks",
     "SparsityAuditError": "errors",
+    "SubnetworkAdamW": "training.optim",
+    "SubnetworkCallback": "training.hooks",
+    "SubnetworkSGD": "training.optim",
     "View": "types",
     "apply_preset": "api.presets",
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
+    "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
+    "lab_critical": "api.lab_critical",
+    "lab_evaluate": "api.lab",
+    "lab_pretrain": "api.lab",
+    "lab_study": "api.lab_study",
+    "lab_track": "api.lab_track",
+    "lab_train": "api.lab_train",
     "load_report": "api.render",
     "log_report": "api.loggers",
     "mask_card": "api.card",
@@ -62,6 +86,8 @@ _HOMES = {
     "prune": "api.prune",
     "recovery": "api.recovery",
     "render": "api.render",
+    "series": "api.series",
+    "verify_frozen": "training.verify",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]

@@ -7,11 +7,14 @@ expected and the remedy, in one to three lines; it never holds a token or a secr
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AlignmentError",
     "ChangedInputError",
     "CheckpointNotFoundError",
     "CorruptCheckpointError",
+    "FrozenEntryChangedError",
     "HubError",
     "MaskError",
     "MissingExtraError",
@@ -49,6 +52,16 @@ class SparsityAuditError(Exception):
     def __str__(self) -> str:
         return str(self.args[0])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by parts, so that a worker process can raise it in its parent."""
+        return (_rebuilt, (type(self), self.subject, self.found, self.expected, self.remedy))
+
+
+def _rebuilt(
+    kind: type[SparsityAuditError], subject: str, found: str, expected: str | None, remedy: str | None
+) -> SparsityAuditError:
+    return kind(subject, found, expected=expected, remedy=remedy)
+
 
 class UsageError(SparsityAuditError, ValueError):
     """An argument or option has a value that cannot be used."""
@@ -84,6 +97,10 @@ class HubError(SparsityAuditError, OSError):
 
 class MaskError(SparsityAuditError, ValueError):
     """A mask file is malformed, or masks that do not belong together were combined."""
+
+
+class FrozenEntryChangedError(SparsityAuditError, RuntimeError):
+    """An entry outside the update mask does not have the bits it had when it was frozen."""
 
 
 class OutputError(SparsityAuditError, OSError):

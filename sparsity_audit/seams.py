@@ -18,6 +18,13 @@ POINTS = (
     "unit pruned",  # its entries are in the files of every checkpoint, which have no name yet
     "checkpoints written",  # complete and flushed, but not under the name that was asked for
     "file written",  # one of the report's files stands under its final name
+    "step recorded",  # a training step's metrics are appended, its weights are only in memory
+    "checkpoint written",
+    "training state written",
+    "final weights written",
+    "metrics table written",  # all of a training run but its result stands
+    "parameters stepped",  # an optimizer has written, entries outside the mask are not restored
+    "parameter scattered",  # a subnetwork optimizer has written one parameter, others not
 )
 
 observer: Callable[[str], None] | None = None

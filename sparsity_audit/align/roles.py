@@ -8,14 +8,14 @@ fused tensor (`…qkv_proj.weight:q_proj`, `…experts.gate_up_proj:7.up_proj`) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 from sparsity_audit.align.rules import config_ties, normalise
 
-__all__ = ["Role", "RoleKind", "role_of"]
+__all__ = ["LayerModuleKeys", "Role", "RoleKind", "role_of"]
 
 RoleKind = Literal["matrix", "norm", "bias", "embedding", "head", "router", "other"]
 
@@ -156,3 +156,27 @@ def _matrix(owner: list[str]) -> str | None:
         if module is not None and len(owner) >= length:
             return module
     return None
+
+
+class LayerModuleKeys:
+    """Layer and module of tensors as keys of roll-ups; with several stacks, layers carry their stack's name.
+
+    Args:
+        names: Tensor names.
+        config: The checkpoint's configuration.
+    """
+
+    def __init__(self, names: Iterable[str], config: Mapping[str, Any]) -> None:
+        self._roles = {name: role_of(name, config) for name in names}
+        self._several = len({role.stack for role in self._roles.values() if role.layer is not None}) > 1
+
+    def layer(self, name: str) -> str | None:
+        """The layer's number; None outside of layers."""
+        role = self._roles[name]
+        if role.layer is None:
+            return None
+        return f"{role.stack}.{role.layer}" if self._several else str(role.layer)
+
+    def module(self, name: str) -> str:
+        """The module type."""
+        return self._roles[name].module

@@ -16,7 +16,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sparsity_audit.align.roles import Role, role_of
+from sparsity_audit.align.roles import LayerModuleKeys
+from sparsity_audit.api.across_runs import across_runs
 from sparsity_audit.api.diff import diff
 from sparsity_audit.api.overlap_inputs import (
     OpenedRuns,
@@ -35,6 +36,7 @@ from sparsity_audit.api.overlap_nulls import (
     more_nulls,
     random_walk,
 )
+from sparsity_audit.api.runs_file import labels_of, question_of
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import UsageError
@@ -52,7 +54,7 @@ from sparsity_audit.report.overlap import (
     WalkRecord,
 )
 from sparsity_audit.report.overlap_criteria import CRITERIA_FILES, criterion_folder, render_criteria
-from sparsity_audit.report.overlap_files import FILE_NAMES, render_overlap
+from sparsity_audit.report.overlap_files import FILE_NAMES, write_overlap
 from sparsity_audit.stats.agreement import DeltaAgreement
 from sparsity_audit.stats.chance import Expectation
 from sparsity_audit.stats.ladder import attribution
@@ -67,7 +69,7 @@ _DRAWS = 2000
 
 
 def overlap(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     *,
     base: str | Path | None = None,
     reference: str | Path | None = None,
@@ -87,9 +89,11 @@ def overlap(
     """Compare what several runs changed, pair by pair, with what chance would give.
 
     Args:
-        runs: Mask directories, or checkpoints tuned from `base`; two or more with `reference`.
+        runs: Mask directories, or checkpoints tuned from `base`; two or more with `reference`. Or one YAML
+            file that lists runs and their factors; what is given here wins over what the file says.
         base: The checkpoint that all runs started from; gives the magnitude null, and checkpoints need it.
-        reference: The run that learned nothing (shuffled rewards, for instance); one of `runs`, or one more.
+        reference: The run that learned nothing (shuffled rewards, for instance); one of `runs`, by path or
+            by its label in the file, or one more.
         criterion: What "changed" means for checkpoints; default that of the masks, else `value`.
         view: `native` or `served`; default that of the masks, else `native`.
         maps: (REGEX, REPL) rules that rename tensors of checkpoints to base names.
@@ -101,24 +105,30 @@ def overlap(
             them compare are counted, and what differs stands in the report's notes.
         output: Directory for record, tables and figure; nothing is written without it.
         overwrite: Replace what an earlier run left there.
-        figures: Draw the ladder into `output` as well.
+        figures: Draw figures into `output` as well.
         workers: Threads; default one a core, at most 8.
         on_note: Called with lines for the user.
 
     Raises:
         MaskError: The masks do not belong together, one is damaged, or `base` is not theirs.
-        UsageError: Fewer than two runs, one given twice, or a walk without steps or size.
+        UsageError: Fewer than two runs, one given twice, a file of runs that is not understood, or a walk
+            without steps or size.
         SparsityAuditError: As `diff` of a checkpoint.
     """
     note = on_note or (lambda _text: None)
-    given = named_runs(runs, reference)
+    asked = question_of(runs, base=base, reference=reference, criterion=criterion, view=view)
+    base, reference = asked.base, asked.reference
+    given = named_runs(asked.runs, reference)
+    control = None if reference is None else place_of(given, reference)
     question = _walk_question(walk, seed)
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     if output is not None:
         verify_free(Path(output), FILE_NAMES, inputs=given, overwrite=overwrite)
     with ExitStack() as stack:
         make = partial(diff, maps=maps, stats="counts", workers=workers, on_note=note)
-        inputs = open_runs(given, stack, base=base, criterion=criterion, view=view, make=make, note=note)
+        inputs = open_runs(
+            given, stack, base=base, criterion=asked.criterion, view=asked.view, make=make, note=note
+        )
         readers = [stack.enter_context(MaskReader(catalogue)) for catalogue in inputs.masks]
         combined, notes = verified(given, readers, force=force)
         catalogue = None if base is None else open_checkpoint(base)
@@ -128,7 +138,13 @@ def overlap(
         compared = Compared(
             masks=inputs.masks,
             tensors=combined.tensors,
-            tables=count_overlaps(inputs.masks, combined.tensors, grouping=strata, workers=workers),
+            tables=count_overlaps(
+                inputs.masks,
+                combined.tensors,
+                grouping=strata,
+                core_of=[place for place in range(len(given)) if place != control],
+                workers=workers,
+            ),
             pairs=tuple(combinations(range(len(given)), 2)),
             criterion=combined.metadata.criterion,
             view=combined.metadata.view,
@@ -146,7 +162,8 @@ def overlap(
     report = _Build(
         inputs=inputs,
         given=given,
-        control=None if reference is None else place_of(given, reference),
+        labels=labels_of(asked, given),
+        control=control,
         compared=compared,
         nulls=found,
         walk=walked,
@@ -156,14 +173,14 @@ def overlap(
         notes=(*notes, *found.notes, *lost, *delta_notes),
         seed=seed,
     ).report()
+    report = across_runs(report, compared.tables, asked.levels)
     if output is not None:
-        for name, data in render_overlap(report, figures=figures).items():
-            write_below(Path(output), name, data)
+        write_overlap(report, Path(output), figures=figures)
     return report
 
 
 def overlap_criteria(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     *,
     criteria: Sequence[Criterion | str],
     output: str | Path | None = None,
@@ -174,7 +191,7 @@ def overlap_criteria(
     """`overlap` under several criteria, each with masks of its own, and one table and figure of them all.
 
     Args:
-        runs: Checkpoints; a mask has one criterion.
+        runs: Checkpoints, or one YAML file of them; a mask has one criterion.
         criteria: Two or more, for instance `top:1%`, `top:5%`, `top:20%`.
         output: Directory for the table and the figure; each criterion gets a directory of its own below it.
         overwrite: Replace what an earlier run left there.
@@ -186,7 +203,8 @@ def overlap_criteria(
     """
     folder = None if output is None else Path(output)
     if folder is not None:
-        verify_free(folder, CRITERIA_FILES, inputs=runs, overwrite=overwrite)
+        given = [runs] if isinstance(runs, (str, Path)) else runs
+        verify_free(folder, CRITERIA_FILES, inputs=given, overwrite=overwrite)
     reports = tuple(
         overlap(
             runs,
@@ -219,6 +237,7 @@ class _Build:
 
     inputs: OpenedRuns
     given: Sequence[str]
+    labels: Sequence[str]
     control: int | None
     compared: Compared
     nulls: MoreNulls
@@ -229,11 +248,6 @@ class _Build:
     notes: tuple[str, ...]
     seed: int
 
-    @property
-    def labels(self) -> list[str]:
-        names = [Path(text).name or text for text in self.given]
-        return [n if names.count(n) == 1 else text for n, text in zip(names, self.given, strict=True)]
-
     def report(self) -> OverlapReport:
         tables, control, labels = self.compared.tables, self.control, self.labels
         compared = sum(int(table.entries.sum()) for table in tables)
@@ -242,7 +256,7 @@ class _Build:
             notes = (*notes, "no magnitude null: it needs the weights of the base; --base BASE adds it")
         changed = [sum(int(table.changed[r].sum()) for table in tables) for r in range(len(labels))]
         config = {} if self.base is None else self.base.config
-        keys = _Keys({table.tensor: role_of(table.tensor, config) for table in tables})
+        keys = LayerModuleKeys((table.tensor for table in tables), config)
         pairs = sorted(self.compared.pairs, key=lambda pair: control in pair)
         return OverlapReport(
             tool=tool_name(),
@@ -262,7 +276,6 @@ class _Build:
                 for r in range(len(labels))
             ),
             pairs=tuple(self._pair(pair, keys) for pair in pairs),
-            held_by=tuple(sum(int(table.core[k].sum()) for table in tables) for k in range(len(labels) + 1)),
             walk=self.walk,
             left_out=tuple(
                 LeftOutTensor(name=lost.name, reason=lost.reason) for lost in self.combined.left_out
@@ -270,7 +283,7 @@ class _Build:
             notes=notes,
         )
 
-    def _pair(self, pair: tuple[int, int], keys: _Keys) -> PairRecord:
+    def _pair(self, pair: tuple[int, int], keys: LayerModuleKeys) -> PairRecord:
         r, q = pair
         overall, control = self._overall(pair), self.control
         beside, label = None, ""
@@ -308,20 +321,3 @@ class _Build:
         if self.base is not None:
             return found
         return replace(found, nulls={name: null for name, null in found.nulls.items() if name != MAGNITUDE})
-
-
-class _Keys:
-    """Layer and module of each tensor; layers carry their stack's name where there are several stacks."""
-
-    def __init__(self, roles: Mapping[str, Role]) -> None:
-        self._roles = roles
-        self._several = len({role.stack for role in roles.values() if role.layer is not None}) > 1
-
-    def layer(self, name: str) -> str | None:
-        role = self._roles[name]
-        if role.layer is None:
-            return None
-        return f"{role.stack}.{role.layer}" if self._several else str(role.layer)
-
-    def module(self, name: str) -> str:
-        return self._roles[name].module

@@ -36,7 +36,11 @@ def named_runs(runs: Sequence[str | Path], reference: str | Path | None) -> list
     if reference is not None and place_of(given, reference) is None:
         given.append(str(reference))
     if len(given) < 2:
-        raise UsageError("overlap", f"{len(given)} runs", expected="two or more masks or checkpoints")
+        raise UsageError(
+            "overlap",
+            f"{len(given)} runs",
+            expected="two or more masks or checkpoints, or a YAML file of them",
+        )
     doubled = [text for text, count in Counter(map(_same_path, given)).items() if count > 1]
     if doubled:
         raise UsageError(

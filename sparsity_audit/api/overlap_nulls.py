@@ -23,7 +23,9 @@ from sparsity_audit.report.overlap import WalkRecord
 from sparsity_audit.stats.chance import Expectation, hypergeometric
 from sparsity_audit.stats.finer import ConvergenceRow, convergence, quantiles_of_magnitudes
 from sparsity_audit.stats.overlap import PHANTOM, ROW_COLUMN, ROW_COLUMN_MAGNITUDE, StratumTable
-from sparsity_audit.stats.phantom import Phantom, PhantomDensity, Rooms, phantom_of_table, walk_overlap
+from sparsity_audit.stats.phantom import Phantom, PhantomDensity, phantom_of_table
+from sparsity_audit.stats.rooms import Rooms
+from sparsity_audit.stats.walks import walk_overlap
 from sparsity_audit.types import DType, View
 
 __all__ = ["AUTO_VISITS", "Compared", "MoreNulls", "NullChoice", "WalkQuestion", "more_nulls", "random_walk"]

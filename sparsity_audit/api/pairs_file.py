@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_audit.api.presets import PRESETS
-from sparsity_audit.api.yaml_values import as_choice, as_list, as_map, as_number, as_text, refuse_unknown
-from sparsity_audit.checkpoint.hub_reference import parse_reference
+from sparsity_audit.api.yaml_values import (
+    as_choice,
+    as_criterion,
+    as_list,
+    as_map,
+    as_number,
+    as_text,
+    located,
+    parse_yaml,
+    read_yaml,
+    refuse_unknown,
+)
 from sparsity_audit.errors import UsageError
-from sparsity_audit.types import Criterion, View
+from sparsity_audit.types import View
 
 __all__ = ["Expected", "PairEntry", "PairsFile", "read_pairs"]
 
@@ -117,38 +127,16 @@ def read_pairs(reference: str | Path) -> PairsFile:
     if text.startswith(PUBLISHED):
         return _published(text)
     path = Path(reference)
-    return _document(_load(path.name, _read(path)), label=path.name, folder=path.parent)
+    return _document(read_yaml(path, holding="pairs"), label=path.name, folder=path.parent)
 
 
 def _published(text: str) -> PairsFile:
     data = resources.files("sparsity_audit.api").joinpath("published.yaml").read_text(encoding="utf-8")
-    sets = _load("published.yaml", data)
+    sets = parse_yaml("published.yaml", data)
     name = text.removeprefix(PUBLISHED)
     if name not in sets:
         raise UsageError(text, "no such set", expected=", ".join(PUBLISHED + key for key in sorted(sets)))
     return _document(sets[name], label=text, folder=None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise UsageError(str(path), reason or "cannot be read", expected="a YAML file of pairs") from error
-
-
-def _load(label: str, text: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" in line {mark.line + 1}"
-        raise UsageError(label, f"is not YAML{line}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(label, "is not YAML that can be read") from error
-    return as_map(label, found)
 
 
 def _document(found: Any, *, label: str, folder: Path | None) -> PairsFile:
@@ -194,7 +182,7 @@ def _entry(
     preset = merged.get("preset")
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"{where}, preset", repr(preset), expected=" or ".join(sorted(PRESETS)))
-    criteria = tuple(_criterion(f"{where}, criteria", c) for c in as_list(where, "criteria", merged))
+    criteria = tuple(as_criterion(f"{where}, criteria", c) for c in as_list(where, "criteria", merged))
     expected = _expected(where, merged.get("expected"))
     if expected is not None and expected.criterion not in (None, *criteria):
         criteria = (*(criteria or ("value",)), expected.criterion)
@@ -230,7 +218,7 @@ def _expected(where: str, found: Any) -> Expected | None:
     return Expected(
         sparsity=sparsity,
         tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
-        criterion=None if criterion is None else _criterion(f"{where}, criterion", criterion),
+        criterion=None if criterion is None else as_criterion(f"{where}, criterion", criterion),
         view=None if view is None else View(as_choice(where, "view", given, [v.value for v in View])),
     )
 
@@ -241,17 +229,11 @@ def _reference(where: str, side: str, given: Mapping[str, Any], folder: Path | N
     The full form keeps a directory of that name below the working directory from being taken for it.
     """
     text, revision = given.get(side), given.get(f"{side}_revision")
-    if not isinstance(text, str) or not text:
-        raise UsageError(f"{where}, {side}", repr(text), expected="a path or a Hub reference")
-    path = None if folder is None or text.startswith("hf://") else _local(where, side, folder, text)
-    try:
-        parsed = None if path is not None and path.exists() else parse_reference(text)
-    except UsageError as error:
-        raise UsageError(f"{where}, {side}", error.found, expected=error.expected) from error
+    path, parsed = located(f"{where}, {side}", text, folder=folder)
     if parsed is None:
         if revision is not None:
             raise UsageError(f"{where}, {side}_revision", "given for a local path")
-        return text if path is None else str(path)
+        return path
     if revision is None:
         return parsed.uri
     if not isinstance(revision, str) or parsed.revision is not None:
@@ -259,23 +241,6 @@ def _reference(where: str, side: str, given: Mapping[str, Any], folder: Path | N
             f"{where}, {side}_revision", repr(revision), expected="the revision, said once and as text"
         )
     return parsed.pinned(revision).uri
-
-
-def _local(where: str, side: str, folder: Path, text: str) -> Path:
-    try:
-        path = folder / Path(text).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{where}, {side}", f"{text[:200]!r} cannot be looked up") from error
-    return path
-
-
-def _criterion(where: str, found: Any) -> str:
-    text = as_text(where, found)
-    try:
-        return Criterion.parse(text).key
-    except UsageError as error:
-        raise UsageError(where, f"{found!r} is not understood", expected=error.expected) from error
 
 
 def _map_rule(where: str, found: Any) -> tuple[str, str]:

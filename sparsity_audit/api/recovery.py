@@ -19,8 +19,7 @@ from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.errors import AlignmentError
-from sparsity_audit.passes.aligned import align_runs
-from sparsity_audit.passes.recovery import measure_recovery
+from sparsity_audit.passes.recovery import align_recovery, measure_recovery
 from sparsity_audit.report.output import verify_free, write_below
 from sparsity_audit.report.recovery import RecoveryReport
 from sparsity_audit.report.recovery_files import FILE_NAMES, render_recovery
@@ -87,7 +86,7 @@ def recovery(
         verify_free(Path(output), FILE_NAMES, inputs=inputs, overwrite=overwrite)
     for text in dict.fromkeys(text for side in sides for text in side.notes):
         note(text)
-    aligned = align_runs(sides[0], sides[1:], maps=maps, view=View(view))
+    aligned = align_recovery(sides[0], sides[1], sides[2:], maps=maps, view=View(view))
     if not aligned.units:
         raise AlignmentError(
             " and ".join(side.reference for side in sides),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparsity_audit.align.match import match
-from sparsity_audit.align.roles import role_of
+from sparsity_audit.align.roles import LayerModuleKeys
 from sparsity_audit.api.recovery_inputs import Metrics, run_facts
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.masks.metadata import tool_name
@@ -149,15 +149,7 @@ class RecoveryBuild:
         place = 0 if number == 0 else number + 1
         side, label = self.sides[place], self.labels[place]
         sums = {name: parts[number] for name, parts in self.found.sums.items()}
-        roles = {name: role_of(name, self.sides[0].config) for name in sums}
-        several = len({role.stack for role in roles.values() if role.layer is not None}) > 1
-
-        def layer(name: str) -> str | None:
-            role = roles[name]
-            if role.layer is None:
-                return None
-            return f"{role.stack}.{role.layer}" if several else str(role.layer)
-
+        keys = LayerModuleKeys(sums, self.sides[0].config)
         facts = run_facts(side)
         role: Literal["base", "sub", "control"] = ("base", "sub", "control")[min(number, 2)]
         return RecoveryRun(
@@ -170,15 +162,13 @@ class RecoveryBuild:
             parts=_parts(list(sums.values())),
             frozen=self._frozen(number),
             score=self._score(label),
-            by_layer=_groups(sums, layer),
-            by_module=_groups(sums, lambda name: roles[name].module),
+            by_layer=_groups(sums, keys.layer),
+            by_module=_groups(sums, keys.module),
             by_tensor=_groups(sums, lambda name: name),
         )
 
     def _dtypes(self, place: int) -> set[str]:
-        plan = self.aligned.plans[max(place - 1, 0)]
-        pairs = [pair for pair in plan.pairs if pair.name in self.found.sums]
-        return {(pair.tuned if place else pair.base).spec.dtype.label for pair in pairs}
+        return {(t.base, *t.tuned)[place].spec.dtype.label for t in self.aligned.tensors}
 
     def _frozen(self, number: int) -> FrozenRecord | None:
         count = self.found.frozen[number]

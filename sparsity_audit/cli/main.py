@@ -23,9 +23,11 @@ __all__ = ["cli", "entry_point"]
 _COMMANDS = {
     "diff": ("diff_command", "diff", "Compare two checkpoints: how sparse is the update, and why."),
     "inspect": ("inspect_command", "inspect", "Print a checkpoint's headers: tensors, dtypes, ties, shards."),
+    "lab": ("lab_commands", "lab", "Real RL fine-tuning of a small model on one CPU core."),
     "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
+    "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
     "recovery": ("recovery_command", "recovery", "Judge a retrained subnetwork against the full run."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),

@@ -49,7 +49,8 @@ WALK = _WalkType()
 @click.option(
     "--reference",
     metavar="RUN",
-    help="A run that learned nothing (shuffled rewards): shown beside the others.",
+    help="A run that learned nothing (shuffled rewards): shown beside the others; a path, or a label of the "
+    "YAML file.",
 )
 @click.option(
     "--criterion",
@@ -94,9 +95,12 @@ WALK = _WalkType()
     is_flag=True,
     help="Compare masks of different bases, criteria, views or tensors; what differs is printed.",
 )
-@click.option("-o", "--output", type=OUTPUT_PATH, help="Directory for record, tables and figure.")
+@click.option("-o", "--output", type=OUTPUT_PATH, help="Directory for record, tables and figures.")
 @click.option(
-    "--figures/--no-figures", default=True, show_default=True, help="With -o: draw figures/ladder.*."
+    "--figures/--no-figures",
+    default=True,
+    show_default=True,
+    help="With -o: draw ladder, matrix, parts and consensus.",
 )
 @click.option(
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
@@ -108,15 +112,19 @@ def overlap(*, output_format: str, as_json: bool, **options: Any) -> None:
     """Compare what several runs changed with what chance would give.
 
     A RUN is a mask directory, or a checkpoint; checkpoints need --base, and their masks are made on the fly.
+    A single RUN that ends in .yaml lists runs, their question and their factors (seed, data, algorithm, …):
+    then pairs that agree on a factor are compared with pairs that differ in it. Flags win over the file.
+
     Each pair is held against the nulls `uniform`, `per-tensor`, `row-column` and, with --base, `magnitude`,
     `row-column-magnitude` and `phantom`: how much of the overlap follows from how many entries each run
     changed, in which tensors, at which weights, in which rows and columns, and from rounding. A null that
     does not apply is named with the reason. Signs and cosine of the updates stand beside it where runs are
-    checkpoints. Without -o nothing is written.
+    checkpoints. Three runs and more also give a matrix and their consensus. Without -o nothing is written.
 
     \b
     Example:
       sparsity-audit overlap seed0 seed1 --base base --reference shuffled-rewards -o overlap
+      sparsity-audit overlap runs.yaml -o overlap
     """
     output_format = "json" if as_json else output_format
     criteria = options.pop("criteria") or ()

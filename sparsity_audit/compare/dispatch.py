@@ -10,18 +10,27 @@ import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sparsity_audit.compare.accumulate import Kernel
 from sparsity_audit.errors import MissingExtraError, UsageError
 
-__all__ = ["NUMPY_LIMIT_BYTES", "KernelName", "load_kernel", "resolve_device"]
+if TYPE_CHECKING:
+    from sparsity_audit.compare.overlap_counts import OverlapCounter
+
+__all__ = ["NUMPY_LIMIT_BYTES", "KernelName", "load_kernel", "load_overlap_counter", "resolve_device"]
 
 KernelName = Literal["auto", "numpy", "numba", "reference"]
 
 NUMPY_LIMIT_BYTES = 64 << 20
 """Below this many bytes on both sides together numpy is done before numba is imported."""
+
+_NUMPY_LIMIT_POPCOUNTS = 1 << 28
+_NUMPY_LIMIT_STRATA = 1 << 25
+"""The same for overlaps: words of pairs of runs that are counted, and entries that are put in strata."""
 
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
@@ -82,12 +91,46 @@ def load_kernel(name: KernelName, *, num_bytes: int, device: str = "cpu") -> Ker
 
         return NumpyKernel()
     if not has_numba:
-        raise MissingExtraError(
-            "kernel 'numba'", "numba is not installed", remedy="pip install numba, or use the numpy kernel"
-        )
+        raise _no_numba()
     from sparsity_audit.compare.numba_kernel import NumbaKernel
 
     return NumbaKernel()
+
+
+def load_overlap_counter(
+    name: Literal["auto", "numpy", "numba"], *, runs: int, num_entries: int, by_stratum: bool
+) -> Callable[[int | None], OverlapCounter]:
+    """What makes the counters of an overlap; it is called with the number of strata, None for none.
+
+    Args:
+        name: The kernel; `auto` chooses by what numpy would take.
+        runs: Number of masks.
+        num_entries: Entries of all tensors.
+        by_stratum: Whether entries are put in strata.
+
+    Raises:
+        MissingExtraError: `numba` was asked for and is not installed.
+    """
+    has_numba = importlib.util.find_spec("numba") is not None
+    if name == "auto":
+        popcounts = num_entries // 64 * runs * (runs + 1) // 2
+        is_large = popcounts >= _NUMPY_LIMIT_POPCOUNTS or (by_stratum and num_entries >= _NUMPY_LIMIT_STRATA)
+        name = "numba" if has_numba and is_large else "numpy"
+    if name == "numpy":
+        from sparsity_audit.compare.overlap_counts import NumpyCounter
+
+        return lambda _strata: NumpyCounter(runs)
+    if not has_numba:
+        raise _no_numba()
+    from sparsity_audit.compare.numba_overlap import new_counter
+
+    return partial(new_counter, runs)
+
+
+def _no_numba() -> MissingExtraError:
+    return MissingExtraError(
+        "kernel 'numba'", "numba is not installed", remedy="pip install numba, or use the numpy kernel"
+    )
 
 
 def _num_cuda_devices() -> int:

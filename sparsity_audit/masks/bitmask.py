@@ -24,6 +24,7 @@ __all__ = [
     "blocks_of",
     "combine",
     "compared_bits",
+    "compared_spans",
     "count_columns",
     "count_rows",
     "has_stray_tail",
@@ -143,14 +144,20 @@ def blocks_of(shape: tuple[int, ...], *, max_bytes: int = BLOCK_BYTES) -> Iterat
             yield Block(row_start=row, row_stop=row + 1, byte_start=byte, byte_stop=stop, cols=cols)
 
 
-def compared_bits(block: Block, entry_ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Bits of the block's entries that lie in one of the tensor's entry ranges; tail bits zero."""
+def compared_spans(block: Block, entry_ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of the tensor's entry ranges that lie in the block, counted from its first entry."""
     first, count = block.first_entry, block.num_entries
-    inside = [
+    return [
         (max(start - first, 0), min(stop - first, count))
         for start, stop in entry_ranges
         if start < first + count and stop > first
     ]
+
+
+def compared_bits(block: Block, entry_ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Bits of the block's entries that lie in one of the tensor's entry ranges; tail bits zero."""
+    count = block.num_entries
+    inside = compared_spans(block, entry_ranges)
     if inside == [(0, count)]:
         bits = np.full(block.shape, 0xFF, dtype=np.uint8)
         bits[:, -1] = block.tail
@@ -163,7 +170,7 @@ def compared_bits(block: Block, entry_ranges: Sequence[tuple[int, int]]) -> np.n
 
 def has_stray_tail(bits: np.ndarray, block: Block) -> bool:
     """Whether a bit beyond the last column is set."""
-    return bool((bits[:, -1] & (0xFF ^ block.tail)).any())
+    return block.tail != 0xFF and bool((bits[:, -1] & (0xFF ^ block.tail)).any())
 
 
 def popcount(bits: np.ndarray) -> int:

@@ -24,6 +24,7 @@ from sparsity_audit.masks.bitmask import (
     Block,
     blocks_of,
     compared_bits,
+    compared_spans,
     has_stray_tail,
     packed_shape,
     rows_columns,
@@ -238,6 +239,12 @@ def _check_stored(
             raise MaskError(f"{entry.path}: tensor {name!r}", found, expected=expected)
 
 
+def _is_unbounded(tensor: MaskTensor) -> bool:
+    """Whether every stored bit may be set: all rows are compared, and end on a byte."""
+    length = tensor.shape[0] if tensor.shape else 1
+    return rows_columns(tensor.shape)[1] % 8 == 0 and tensor.compared == ((0, length),)
+
+
 class MaskReader:
     """Reads the bits of a packed mask; a context manager.
 
@@ -249,6 +256,9 @@ class MaskReader:
         assert catalogue.encoding == "packed", catalogue.encoding
         self.catalogue = catalogue
         self._files: dict[int, LocalFile] = {}
+        self._unbounded = frozenset(
+            name for name, tensor in catalogue.tensors.items() if _is_unbounded(tensor)
+        )
 
     @property
     def encoding(self) -> Encoding:
@@ -284,13 +294,38 @@ class MaskReader:
 
     def read_block(self, name: str, block: Block) -> np.ndarray:
         """Packed bytes of one block, uint8 of the block's shape. Raises as `read_packed`."""
-        spec, tensor = self.catalogue.specs[name], self.tensors[name]
+        bits = np.empty(block.shape, dtype=np.uint8)
+        self.read_into(name, block, bits.reshape(-1))
+        self.verify_unchanged(name)
+        return bits
+
+    def read_into(self, name: str, block: Block, bits: np.ndarray) -> None:
+        """`read_block` into contiguous bytes, block.num_bytes of them; ask `verify_unchanged` afterwards.
+
+        Many blocks can share that question. Until it is answered the bits may be another file's.
+
+        Raises:
+            MaskError: Bits are set in the tail or outside the compared rows.
+            ChangedInputError: The file ends early, or such bits are not those of the file that was opened.
+        """
+        spec = self.catalogue.specs[name]
         if spec.file not in self._files:
             self._files[spec.file] = LocalFile(self.catalogue.files[spec.file])
-        bits = np.empty(block.shape, dtype=np.uint8)
-        self._files[spec.file].read_into(bits.reshape(-1).data, spec.extent.start + block.offset)
-        self.catalogue.files[spec.file].verify_unchanged()
-        subject = f"{self.catalogue.files[spec.file].path}: tensor {name!r}"
+        self._files[spec.file].read_into(bits.data, spec.extent.start + block.offset)
+        if name not in self._unbounded:
+            try:
+                self._verify_bits(name, block, bits.reshape(block.shape))
+            except MaskError:
+                self.verify_unchanged(name)
+                raise
+
+    def verify_unchanged(self, name: str) -> None:
+        """Raise ChangedInputError unless the tensor's file is still the one that was opened."""
+        self.catalogue.files[self.catalogue.specs[name].file].verify_unchanged()
+
+    def _verify_bits(self, name: str, block: Block, bits: np.ndarray) -> None:
+        tensor = self.tensors[name]
+        subject = f"{self.catalogue.files[self.catalogue.specs[name].file].path}: tensor {name!r}"
         if has_stray_tail(bits, block):
             raise MaskError(
                 subject,
@@ -298,17 +333,14 @@ class MaskReader:
                 expected=f"zero bits after column {block.cols}",
                 remedy="the file is damaged or was packed with another bit order; make the mask again",
             )
-        if (
-            tensor.num_compared < tensor.num_entries
-            and (bits & ~compared_bits(block, tensor.entry_ranges)).any()
-        ):
+        is_whole = compared_spans(block, tensor.entry_ranges) == [(0, block.num_entries)]
+        if not is_whole and (bits & ~compared_bits(block, tensor.entry_ranges)).any():
             raise MaskError(
                 subject,
                 "bits set outside the compared rows",
                 expected=f"zero bits outside {[list(pair) for pair in tensor.compared]!r:.80}",
                 remedy="the file is damaged; make the mask again",
             )
-        return bits
 
     def blocks(self, name: str, *, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Block, np.ndarray]]:
         """All bits of a tensor, block by block in row-major order. Raises as `read_packed`."""

@@ -1,109 +1,150 @@
-"""Several checkpoints matched with one base, and read together.
+"""Several tuned checkpoints matched with one base: the slices that all of them compare.
 
-Contract: a tensor is read when every run matches it with the same slice of the base and all hold float
-numbers; any other is named with the reason. Nothing is read here.
+Contract: nothing is read. A tensor that is not compared in every run, or not alike, is named with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsity_audit.align.match import match
-from sparsity_audit.align.records import Pair
+from sparsity_audit.align.records import Alignment, Pair, TensorSlice
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.pair import PairSpec
-from sparsity_audit.passes.plan import Plan, WorkUnit, make_plan
+from sparsity_audit.passes.plan import WorkUnit, make_plan
 from sparsity_audit.types import Criterion, View
 
-__all__ = ["AlignedRuns", "align_runs"]
+__all__ = ["AlignedRuns", "AlignedTensor", "align_runs"]
 
-_UNIT_BYTES = 64 << 20
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedTensor:
+    """A slice of the base and its counterpart in every run.
+
+    Args:
+        name: The pair's name, in base coordinates.
+        base: The base's slice.
+        tuned: The runs' slices, parallel to the runs.
+        specs: What is asked of each.
+    """
+
+    name: str
+    base: TensorSlice
+    tuned: tuple[TensorSlice, ...]
+    specs: tuple[PairSpec, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignedRuns:
-    """A base and K runs.
+    """What all runs compare.
 
     Args:
-        plans: The plan of each run.
-        numbers: For each run, name of a pair → its place in the plan.
-        left_out: Pair → why it is not read.
+        tensors: By name, in base order.
+        units: Work units over them; `pair` indexes `tensors`.
+        left_out: Tensor → why it is not among them.
     """
 
-    plans: tuple[Plan, ...]
-    numbers: tuple[Mapping[str, int], ...]
+    tensors: tuple[AlignedTensor, ...]
+    units: tuple[WorkUnit, ...]
     left_out: Mapping[str, str]
-
-    @property
-    def units(self) -> list[WorkUnit]:
-        """Work units, of the first run's plan."""
-        return [unit for unit in self.plans[0].units if self.name(unit) not in self.left_out]
-
-    def name(self, unit: WorkUnit) -> str:
-        """The pair of a unit."""
-        return self.plans[0].pairs[unit.pair].name
-
-    def pairs(self, name: str) -> tuple[Pair, ...]:
-        """That pair of every run."""
-        return tuple(
-            plan.pairs[numbers[name]] for plan, numbers in zip(self.plans, self.numbers, strict=True)
-        )
-
-    def specs(self, name: str) -> tuple[PairSpec, ...]:
-        """Its questions, of every run."""
-        return tuple(
-            plan.specs[numbers[name]] for plan, numbers in zip(self.plans, self.numbers, strict=True)
-        )
 
 
 def align_runs(
-    base: Catalogue, runs: Sequence[Catalogue], *, maps: Sequence[tuple[str, str]], view: View
+    base: Catalogue,
+    runs: Sequence[Catalogue],
+    *,
+    maps: Sequence[tuple[str, str]],
+    criteria: tuple[Criterion, ...],
+    mask: int,
+    view: View,
+    unit_bytes: int,
+    refuse: Callable[[AlignedTensor], str | None] = lambda _tensor: None,
 ) -> AlignedRuns:
-    """Match every run with the base.
+    """Match every run with the base and keep what they have in common.
 
     Args:
         base: The checkpoint all runs started from.
-        runs: The runs, at least one.
+        runs: The tuned checkpoints.
         maps: Rules that rename tensors of the runs to base names.
-        view: The view whose numbers count.
+        criteria: As in `PairSpec`.
+        mask: As in `PairSpec`.
+        view: As in `PairSpec`.
+        unit_bytes: Aim for at most so many bytes a side and unit.
+        refuse: Why the caller cannot take a tensor; None where it can.
 
     Raises:
-        AlignmentError: As `match`.
+        AlignmentError: Names of a run are ambiguous.
     """
-    plans = tuple(_plan(base, run, maps, view) for run in runs)
-    numbers = tuple({pair.name: number for number, pair in enumerate(plan.pairs)} for plan in plans)
-    aligned = AlignedRuns(plans=plans, numbers=numbers, left_out={})
-    left_out = {}
-    for name in sorted({name for names in numbers for name in names}):
-        reason = _why_not(aligned, name)
-        if reason is not None:
+    alignments = [match(base, run, maps=tuple(maps)) for run in runs]
+    question = {"criteria": criteria, "mask": mask, "view": view}
+    plans = [
+        make_plan(base, run, found, specs=_specs(found, **question), unit_bytes=unit_bytes)
+        for run, found in zip(runs, alignments, strict=True)
+    ]
+    by_name = [{pair.name: number for number, pair in enumerate(plan.pairs)} for plan in plans]
+    left_out: dict[str, str] = {}
+    tensors: list[AlignedTensor] = []
+    for name in dict.fromkeys(name for names in by_name for name in names):
+        if not all(name in names for names in by_name):
+            left_out[name] = "not matched in every run"
+            continue
+        pairs = [plan.pairs[names[name]] for plan, names in zip(plans, by_name, strict=True)]
+        tensor = AlignedTensor(
+            name=name,
+            base=pairs[0].base,
+            tuned=tuple(pair.tuned for pair in pairs),
+            specs=tuple(plan.specs[names[name]] for plan, names in zip(plans, by_name, strict=True)),
+        )
+        if any(_place(pair) != _place(pairs[0]) for pair in pairs):
+            left_out[name] = "matched with different slices of the base"
+        elif any(pair.is_scaled for pair in pairs):
+            left_out[name] = "values are codes times block scales, which only `diff` reads"
+        elif (reason := refuse(tensor)) is not None:
             left_out[name] = reason
-    return AlignedRuns(plans=plans, numbers=numbers, left_out=left_out)
+        else:
+            tensors.append(tensor)
+    place = {tensor.name: number for number, tensor in enumerate(tensors)}
+    units = tuple(
+        WorkUnit(
+            pair=place[plans[0].pairs[unit.pair].name],
+            rows=unit.rows,
+            cols=unit.cols,
+            total_cols=unit.total_cols,
+        )
+        for unit in plans[0].units
+        if plans[0].pairs[unit.pair].name in place
+    )
+    for run, found in zip(runs, alignments, strict=True):
+        for name, reason in _unmatched(run, found):
+            left_out.setdefault(name, reason)
+    return AlignedRuns(tensors=tuple(tensors), units=units, left_out=left_out)
 
 
-def _why_not(aligned: AlignedRuns, name: str) -> str | None:
-    if not all(name in names for names in aligned.numbers):
-        return "not matched in every run"
-    pairs, specs = aligned.pairs(name), aligned.specs(name)
-    if any(_place(pair) != _place(pairs[0]) for pair in pairs):
-        return "matched with different slices of the base"
-    if any(pair.is_scaled for pair in pairs):
-        return "values are scaled: its Δ are not read"
-    if any(spec.native_dtype.kind != "float" for spec in specs):
-        return "no float numbers"
-    return None
+def _specs(
+    alignment: Alignment, *, criteria: tuple[Criterion, ...], mask: int, view: View
+) -> tuple[PairSpec, ...]:
+    return tuple(
+        PairSpec(
+            base=p.base.spec.dtype,
+            tuned=p.tuned.spec.dtype,
+            criteria=criteria,
+            mask=mask,
+            view=view,
+            level="counts",
+        )
+        for p in alignment.pairs
+    )
+
+
+def _unmatched(run: Catalogue, alignment: Alignment) -> Iterator[tuple[str, str]]:
+    """Leftovers and skipped pairs of one run, with the side that holds them."""
+    for left in alignment.leftovers:
+        side = "the base" if left.side == "base" else run.reference
+        yield left.name, f"{left.reason} ({side}, {left.num_entries:,} entries)"
+    for pair in alignment.skipped:
+        yield pair.name, pair.reason
 
 
 def _place(pair: Pair) -> tuple[int, tuple[int, ...], int, int]:
     return pair.base.start_entry, pair.base.shape, pair.base.num_runs, pair.base.step
-
-
-def _plan(base: Catalogue, run: Catalogue, maps: Sequence[tuple[str, str]], view: View) -> Plan:
-    alignment = match(base, run, maps=tuple(maps))
-    criteria = (Criterion.parse("bitwise"), Criterion.parse("value"))
-    specs = tuple(
-        PairSpec(base=p.base.spec.dtype, tuned=p.tuned.spec.dtype, criteria=criteria, view=view)
-        for p in alignment.pairs
-    )
-    return make_plan(base, run, alignment, specs=specs, unit_bytes=_UNIT_BYTES)

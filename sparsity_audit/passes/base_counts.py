@@ -16,7 +16,7 @@ from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.sampling import OUTSIDE
 from sparsity_audit.passes.base_strata import MagnitudeGrouping, StrataGrouping
 from sparsity_audit.passes.execute import in_threads
-from sparsity_audit.stats.phantom import NUM_ROOM_KEYS, Rooms, room_keys, rooms_of_keys
+from sparsity_audit.stats.rooms import NUM_ROOM_KEYS, Rooms, room_keys, rooms_of_keys
 
 __all__ = ["count_magnitudes", "count_rooms"]
 

@@ -7,14 +7,18 @@ when its fingerprints are the mask's: a mask from another base would be matched 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import numpy as np
 
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue
-from sparsity_audit.compare.accumulate import CODE_DTYPE
-from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of, to_float64
+from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
+from sparsity_audit.compare.dispatch import KernelName, load_kernel
+from sparsity_audit.compare.numpy_kernel import strata_of, to_float64
 from sparsity_audit.errors import MaskError
-from sparsity_audit.masks.bitmask import Block
+from sparsity_audit.masks.bitmask import Block, compared_spans
 from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.masks.sampling import OUTSIDE, UniformGrouping
@@ -35,16 +39,21 @@ class StrataGrouping(UniformGrouping):
         like: The mask to imitate.
         base: The checkpoint it was made from.
         force: Accept a base whose fingerprints are not known or differ.
+        kernel: Which CPU kernel reads codes; `auto` goes by the size of the base.
 
     Raises:
         MaskError: The base lacks a tensor, has another shape, or is not the mask's base.
     """
 
-    def __init__(self, like: MaskReader, base: Catalogue, *, force: bool = False) -> None:
+    def __init__(
+        self, like: MaskReader, base: Catalogue, *, force: bool = False, kernel: KernelName = "auto"
+    ) -> None:
         super().__init__(like)
         self._files = OpenFiles(base)
-        self._kernel = NumpyKernel()
+        self._kernel = load_kernel(kernel, num_bytes=base.num_bytes)
+        self._fill_strata = _fill_of(self._kernel)
         self._served = like.metadata.view == "served"
+        self._scratch = threading.local()
         self._specs: dict[str, TensorSpec] = {}
         for name, tensor in like.tensors.items():
             spec = base.tensors.get(base.aliases.get(name, name))
@@ -67,16 +76,28 @@ class StrataGrouping(UniformGrouping):
 
     def groups(self, name: str, block: Block) -> np.ndarray:
         """Stratum of each entry's base code."""
-        compared = super().groups(name, block)
-        dtype = self.view_dtype(name)
-        if dtype.kind != "float":
-            return compared
-        codes = self.stored_codes(name, block)
-        if dtype is not self.stored_dtype(name):
-            rounded = np.empty(codes.shape, dtype=np.uint16)
-            self._kernel.to_bf16(codes, self.stored_dtype(name), rounded)
-            codes = rounded
-        return np.where(compared == OUTSIDE, OUTSIDE, self._groups_of(codes, dtype)).astype(np.int16)
+        groups = np.empty(block.num_entries, dtype=np.int16)
+        self.groups_into(name, block, groups)
+        return groups
+
+    def groups_into(self, name: str, block: Block, groups: np.ndarray) -> None:
+        """`groups` into int16[num_entries]; codes are read into memory that each thread uses again."""
+        spec, dtype = self._specs[name], self.view_dtype(name)
+        if dtype.kind == "float":
+            codes = self._codes("stored", block.num_entries, spec.dtype)
+            read_entries(self._files[spec.file], spec, block.first_entry, codes.view(np.uint8).data)
+            if dtype is not spec.dtype:
+                rounded = self._codes("rounded", block.num_entries, dtype)
+                self._kernel.to_bf16(codes, spec.dtype, rounded)
+                codes = rounded
+            self._groups_into(codes, dtype, groups)
+        else:
+            groups[:] = 0
+        end = 0
+        for start, stop in compared_spans(block, self._like.tensors[name].entry_ranges):
+            groups[end:start] = OUTSIDE
+            end = stop
+        groups[end:] = OUTSIDE
 
     def stored_codes(self, name: str, block: Block) -> np.ndarray:
         """The base's codes of a block in row-major order, as stored."""
@@ -95,12 +116,19 @@ class StrataGrouping(UniformGrouping):
         rounds = self._served and dtype.kind == "float" and dtype not in _EXACT_IN_BF16
         return DType.BF16 if rounds else dtype
 
-    def _groups_of(self, codes: np.ndarray, dtype: DType) -> np.ndarray:
-        return strata_of(codes, dtype)
+    def _groups_into(self, codes: np.ndarray, dtype: DType, groups: np.ndarray) -> None:
+        self._fill_strata(codes, dtype, groups)
 
     def close(self) -> None:
         """Close the base's files."""
         self._files.close()
+
+    def _codes(self, purpose: str, count: int, dtype: DType) -> np.ndarray:
+        held: np.ndarray | None = getattr(self._scratch, purpose, None)
+        if held is None or held.nbytes < count * dtype.itemsize:
+            held = np.empty(-(-count * dtype.itemsize // 8), dtype=np.uint64)
+            setattr(self._scratch, purpose, held)
+        return held.view(CODE_DTYPE[dtype.itemsize])[:count]
 
     def _verify_base(self, tensor: MaskTensor, spec: TensorSpec, base: Catalogue) -> None:
         expected = tensor.fingerprints[0]
@@ -140,24 +168,38 @@ class MagnitudeGrouping(StrataGrouping):
         code = CODE_DTYPE[dtype.itemsize].type
         return to_float64(groups.astype(code) << code(_dropped_bits(dtype)), dtype)
 
-    def _groups_of(self, codes: np.ndarray, dtype: DType) -> np.ndarray:
+    def _groups_into(self, codes: np.ndarray, dtype: DType, groups: np.ndarray) -> None:
         code = CODE_DTYPE[dtype.itemsize].type
-        return (codes & code((1 << 8 * dtype.itemsize - 1) - 1)) >> code(_dropped_bits(dtype))
+        groups[:] = (codes & code((1 << 8 * dtype.itemsize - 1) - 1)) >> code(_dropped_bits(dtype))
 
 
 def _dropped_bits(dtype: DType) -> int:
     return max(8 * dtype.itemsize - 1 - _MAGNITUDE_BITS, 0)
 
 
-def base_fingerprint(tensor: MaskTensor, spec: TensorSpec, files: OpenFiles, kernel: NumpyKernel) -> int:
+def _fill_of(kernel: Kernel) -> Callable[[np.ndarray, DType, np.ndarray], None]:
+    """What writes the strata of codes: compiled where the kernel is."""
+    if kernel.name == "numba":
+        from sparsity_audit.compare.numba_strata import fill_strata
+
+        return fill_strata
+
+    def fill(codes: np.ndarray, dtype: DType, strata: np.ndarray) -> None:
+        strata[:] = strata_of(codes, dtype)
+
+    return fill
+
+
+def base_fingerprint(tensor: MaskTensor, spec: TensorSpec, files: OpenFiles, kernel: Kernel) -> int:
     """Sum mod 2⁶⁴ of the fingerprints of the tensor's compared slices, as the mask records it."""
     total = 0
+    buffer = np.empty(_CHUNK_ENTRIES * spec.dtype.itemsize // 8, dtype=np.uint64)
     for start, stop in tensor.entry_ranges:
         word = 0
         for first in range(start, stop, _CHUNK_ENTRIES):
-            count = min(_CHUNK_ENTRIES, stop - first)
-            used = count * spec.dtype.itemsize
-            words = np.zeros(-(-used // 8), dtype=np.uint64)
+            used = min(_CHUNK_ENTRIES, stop - first) * spec.dtype.itemsize
+            words = buffer[: -(-used // 8)]
+            words[-1] = 0
             read_entries(files[spec.file], spec, first, words.view(np.uint8).data[:used])
             total += kernel.fingerprint(words, word)
             word += len(words)

@@ -7,7 +7,7 @@ Only float tensors that every run matches with the same slice of the base are re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,15 @@ import numpy as np
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
-from sparsity_audit.passes.aligned import AlignedRuns, align_runs
+from sparsity_audit.passes.aligned import AlignedTensor, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
-from sparsity_audit.passes.mask_bits import block_bits
 from sparsity_audit.passes.plan import WorkUnit, blocks_of
 from sparsity_audit.stats.agreement import DeltaSums
-from sparsity_audit.types import View
+from sparsity_audit.types import Criterion, View
 
 __all__ = ["DeltaPass", "sum_deltas"]
+
+_UNIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,53 +61,60 @@ def sum_deltas(
     Raises:
         ChangedInputError: A file changed during the pass.
     """
-    aligned = align_runs(base, runs, maps=maps, view=view)
-    held = [pair.base.spec.name for pair in aligned.plans[0].pairs if pair.name not in aligned.left_out]
-    unmasked = {name: "in no mask" for name in held if any(name not in mask.tensors for mask in masks)}
-    units = [u for u in aligned.units if aligned.plans[0].pairs[u.pair].base.spec.name not in unmasked]
+    aligned = align_runs(
+        base,
+        runs,
+        maps=maps,
+        criteria=(Criterion.parse("value"),),
+        mask=0,
+        view=view,
+        unit_bytes=_UNIT_BYTES,
+        refuse=lambda tensor: _refusal(tensor, masks),
+    )
     with ExitStack() as stack:
-        of_base = _opened(base, stack)
-        of_runs = [_opened(run, stack) for run in runs]
+        of_base, *of_runs = [stack.enter_context(closing(OpenFiles(c))) for c in (base, *runs)]
 
         def work(unit: WorkUnit) -> list[DeltaSums]:
             with ExitStack() as inner:
                 readers = [inner.enter_context(MaskReader(mask)) for mask in masks]
-                return list(_of_unit(unit, aligned, of_base, of_runs, readers, view))
+                return _of_unit(unit, aligned.tensors[unit.pair], of_base, of_runs, readers, view)
 
-        blocks = {unit.key: found for unit, found in in_threads(work, units, workers=workers)}
+        blocks = {unit.key: found for unit, found in in_threads(work, aligned.units, workers=workers)}
     for catalogue in (base, *runs):
         catalogue.verify_unchanged()
-    ordered = [block for unit in units for block in blocks[unit.key]]
-    left_out = dict(sorted({**aligned.left_out, **unmasked}.items()))
-    return DeltaPass(sums=DeltaSums.of_blocks(ordered, len(runs)), left_out=left_out)
+    ordered = [block for unit in aligned.units for block in blocks[unit.key]]
+    return DeltaPass(sums=DeltaSums.of_blocks(ordered, len(runs)), left_out=aligned.left_out)
 
 
-def _opened(catalogue: Catalogue, stack: ExitStack) -> OpenFiles:
-    files = OpenFiles(catalogue)
-    stack.callback(files.close)
-    return files
+def _refusal(tensor: AlignedTensor, masks: Sequence[MaskCatalogue]) -> str | None:
+    if tensor.base.num_runs > 1 or (len(tensor.base.shape) < 2 and not tensor.base.is_whole):
+        return "its rows are no run of rows of the mask"
+    if any(spec.native_dtype.kind != "float" for spec in tensor.specs):
+        return "no float numbers"
+    return None if all(tensor.base.spec.name in mask.tensors for mask in masks) else "not in every mask"
 
 
 def _of_unit(
     unit: WorkUnit,
-    aligned: AlignedRuns,
+    tensor: AlignedTensor,
     of_base: OpenFiles,
     of_runs: Sequence[OpenFiles],
     readers: Sequence[MaskReader],
     view: View,
 ) -> list[DeltaSums]:
-    name = aligned.name(unit)
-    pairs, specs = aligned.pairs(name), aligned.specs(name)
-    base = pairs[0].base
+    base, cols = tensor.base, tensor.base.rows_cols[1]
     found = []
     for block in blocks_of(unit, itemsize=8):
-        first, shape = block.row * unit.total_cols + block.col, (block.num_rows, block.num_cols)
-        deltas = np.empty((len(pairs), block.num_rows * block.num_cols))
+        first, shape = block.row * cols + block.col, (block.num_rows, block.num_cols)
+        deltas = np.empty((len(readers), block.num_rows * block.num_cols))
         masks = np.empty(deltas.shape, dtype=np.bool_)
         codes = read_part(base, of_base, "base", first, shape)
-        for run, (pair, spec) in enumerate(zip(pairs, specs, strict=True)):
-            tuned = read_part(pair.tuned, of_runs[run], "tuned", first, shape)
+        for run, (part, spec, files) in enumerate(zip(tensor.tuned, tensor.specs, of_runs, strict=True)):
+            tuned = read_part(part, files, "tuned", first, shape)
             deltas[run] = float_deltas(*codes_in_view(codes, tuned, spec, view)).reshape(-1)
-            masks[run] = block_bits(base, block, readers[run]).reshape(-1)
+            row = base.start_entry // cols + block.row
+            bits = readers[run].read_packed(base.spec.name, row, row + block.num_rows)
+            wide = np.unpackbits(bits, axis=-1, count=cols, bitorder="little")
+            masks[run] = wide[:, block.col : block.col + block.num_cols].reshape(-1).view(np.bool_)
         found.append(DeltaSums.from_deltas(deltas, masks))
     return found

@@ -21,14 +21,25 @@ from sparsity_audit.compare.accumulate import Accumulator, Kernel, KernelSpec
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
-from sparsity_audit.passes.aligned import AlignedRuns
+from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
 from sparsity_audit.passes.plan import Block, WorkUnit, blocks_of
 from sparsity_audit.stats.recovery import CRITERIA, RecoverySums
-from sparsity_audit.types import DType, View, common_dtype
+from sparsity_audit.types import Criterion, DType, View, common_dtype
 
-__all__ = ["FULL_MASK", "FrozenCount", "MaskChoice", "Offender", "RecoveryPass", "measure_recovery"]
+__all__ = [
+    "FULL_MASK",
+    "FrozenCount",
+    "MaskChoice",
+    "Offender",
+    "RecoveryPass",
+    "align_recovery",
+    "measure_recovery",
+]
+
+_UNIT_BYTES = 64 << 20
+
 
 FULL_MASK = "full"
 """The mask of what full changed, made while reading."""
@@ -98,6 +109,43 @@ class RecoveryPass:
     frozen: tuple[FrozenCount | None, ...]
 
 
+def align_recovery(
+    base: Catalogue,
+    full: Catalogue,
+    runs: Sequence[Catalogue],
+    *,
+    maps: Sequence[tuple[str, str]],
+    view: View,
+) -> AlignedRuns:
+    """Match the full run and the retrained runs with the base: float tensors that all of them compare alike.
+
+    Args:
+        base: The checkpoint all started from.
+        full: The full run.
+        runs: The retrained runs.
+        maps: Rules that rename tensors of the runs to base names.
+        view: The view whose numbers are compared.
+
+    Raises:
+        AlignmentError: Names of a run are ambiguous.
+    """
+    return align_runs(
+        base,
+        (full, *runs),
+        maps=maps,
+        criteria=(Criterion.parse("bitwise"), Criterion.parse("value")),
+        mask=1,
+        view=view,
+        unit_bytes=_UNIT_BYTES,
+        refuse=_refusal,
+    )
+
+
+def _refusal(tensor: AlignedTensor) -> str | None:
+    is_float = all(spec.native_dtype.kind == "float" for spec in tensor.specs)
+    return None if is_float else "no float numbers"
+
+
 def measure_recovery(
     base: Catalogue,
     full: Catalogue,
@@ -142,7 +190,7 @@ def measure_recovery(
     frozen: list[list[FrozenCount]] = [[] for _ in runs]
     for unit in units:
         result = found[unit.key]
-        blocks.setdefault(aligned.name(unit), []).extend(result.sums)
+        blocks.setdefault(aligned.tensors[unit.pair].name, []).extend(result.sums)
         for held, parts in zip(frozen, result.frozen, strict=True):
             held.extend(parts)
     return RecoveryPass(
@@ -180,8 +228,8 @@ class _Task:
     kernel: Kernel
 
     def run(self, unit: WorkUnit) -> _UnitResult:
-        pairs = self.aligned.pairs(self.aligned.name(unit))
-        parts = (pairs[0].base, *(pair.tuned for pair in pairs))
+        tensor = self.aligned.tensors[unit.pair]
+        parts = (tensor.base, *tensor.tuned)
         result = _UnitResult(sums=[], frozen=[[] for _ in self.own_masks])
         with ExitStack() as stack:
             held = {

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sparsity_audit.report.across_runs import FactorTable, OverlapMatrix, OverRuns
 from sparsity_audit.stats.agreement import DeltaAgreement
+from sparsity_audit.stats.consensus import Consensus
 from sparsity_audit.stats.finer import ConvergenceRow
 from sparsity_audit.stats.ladder import Ladder
 from sparsity_audit.stats.overlap import PairOverlap
@@ -146,10 +148,13 @@ class OverlapReport:
         compared: Entries compared in every run.
         runs: The runs.
         pairs: Every pair; the first one is the headline.
-        held_by: Entries changed in exactly k runs, for k = 0, 1, …
         walk: The walk that was asked for.
         left_out: Tensors that were not used.
         notes: What a reader must know: forced differences, nulls that are absent and why.
+        consensus: In how many runs other than the reference an entry changed; None below three of them.
+        over_runs: Means over the pairs of these runs, with intervals over runs or the reason for none.
+        matrix: All pairs in the order of a clustering; None below three runs.
+        factors: What runs have in common by design, and what it does; None without a file that says so.
     """
 
     format: str = OVERLAP_FORMAT
@@ -161,10 +166,13 @@ class OverlapReport:
     compared: int
     runs: tuple[RunRecord, ...]
     pairs: tuple[PairRecord, ...]
-    held_by: tuple[int, ...]
     walk: WalkRecord | None
     left_out: tuple[LeftOutTensor, ...]
     notes: tuple[str, ...]
+    consensus: Consensus | None = None
+    over_runs: OverRuns | None = None
+    matrix: OverlapMatrix | None = None
+    factors: FactorTable | None = None
 
     @property
     def headline(self) -> PairRecord:

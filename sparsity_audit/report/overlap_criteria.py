@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsity_audit.report.overlap import OverlapReport, PairRecord
-from sparsity_audit.report.overlap_tables import markdown_table, run_lines, share
+from sparsity_audit.report.overlap_tables import run_lines
+from sparsity_audit.report.overlap_text import markdown_table, share
 from sparsity_audit.report.style import (
     COLOURS,
     FORMATS,

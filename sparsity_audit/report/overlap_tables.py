@@ -10,8 +10,9 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from sparsity_audit.report.latex import escape
+from sparsity_audit.report.across_tables import across_markdown
 from sparsity_audit.report.overlap import GroupOverlap, OverlapReport, PairRecord
+from sparsity_audit.report.overlap_text import digits, latex_table, markdown_table, share
 from sparsity_audit.stats.ladder import RUNGS
 from sparsity_audit.stats.overlap import PairOverlap
 
@@ -21,7 +22,6 @@ __all__ = [
     "convergence_rows",
     "group_head",
     "group_rows",
-    "markdown_table",
     "null_rows",
     "overlap_csv",
     "overlap_latex",
@@ -29,8 +29,6 @@ __all__ = [
     "pair_facts",
     "pair_line",
     "run_lines",
-    "share",
-    "tex",
 ]
 
 _COUNTS = (*("entries", "a", "b", "both", "jaccard", "o1", "o2", "o1_ceiling", "o2_ceiling", "phi"),)
@@ -132,7 +130,7 @@ def convergence_rows(pair: PairRecord) -> list[list[str]]:
             share(row.in_small_strata),
             share(row.jaccard),
             share(row.excess_share),
-            _figure(row.z),
+            digits(row.z),
         ]
         for row in pair.convergence
     ]
@@ -147,9 +145,9 @@ def null_rows(overlap: PairOverlap) -> list[list[str]]:
             f"{null.expected:,.1f}",
             share(null.jaccard),
             share(null.excess_share),
-            _figure(null.lift),
-            _figure(null.odds_ratio),
-            _figure(null.z),
+            digits(null.lift),
+            digits(null.odds_ratio),
+            digits(null.z),
         ]
         for null in overlap.nulls.values()
     ]
@@ -195,6 +193,7 @@ def overlap_markdown(report: OverlapReport) -> bytes:
     ]
     lines += [f"- {line}" for line in (*run_lines(report), *report.notes)]
     lines += [f"- left out: {lost.name}: {lost.reason}" for lost in report.left_out]
+    lines += across_markdown(report)
     for pair in report.pairs:
         lines += ["", f"## {pair.name}", "", f"{pair.ladder.sentence}.", "", pair_line(pair), ""]
         lines += markdown_table(NULL_HEAD, null_rows(pair.overall))
@@ -208,20 +207,7 @@ def overlap_markdown(report: OverlapReport) -> bytes:
         if groups:
             lines += ["", f"## {first.name} by {title}", ""]
             lines += markdown_table(group_head(title, first), group_rows(groups, first))
-    lines += ["", f"Entries changed in exactly k of {len(report.runs)} runs:", ""]
-    lines += markdown_table(
-        ("k", "entries"), [[str(k), f"{count:,}"] for k, count in enumerate(report.held_by)]
-    )
     return ("\n".join(lines) + "\n").encode()
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, numbers to the right."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(head), "|---" + "|---:" * (len(head) - 1) + "|", *[line(row) for row in rows]]
 
 
 def overlap_latex(report: OverlapReport) -> bytes:
@@ -241,37 +227,4 @@ def overlap_latex(report: OverlapReport) -> bytes:
     caption = "Jaccard overlap of the changed entries, observed and expected under each null. " + "; ".join(
         run_lines(report)
     )
-    lines = [
-        *(
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{tex(caption)}.}}",
-        ),
-        rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        *(r"    \toprule", rf"    {' & '.join(tex(cell) for cell in head)} \\", r"    \midrule"),
-        *[rf"    {' & '.join(tex(cell) for cell in row)} \\" for row in rows],
-        *(r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""),
-    ]
-    return "\n".join(lines).encode()
-
-
-def tex(text: str) -> str:
-    """Text as LaTeX prints it, with the signs of these tables."""
-    return escape(text).replace("×", r"$\times$").replace("−", "$-$").replace("|", "$|$")
-
-
-def share(value: float | None) -> str:
-    """Three decimals; never 0 or 1 for what is neither."""
-    if value is None:
-        return "–"
-    text = f"{value:.3f}"
-    if value != 0 and abs(value) < 0.0005:
-        text = f"{value:.0e}"
-    elif value < 1 and text == "1.000":
-        text = ">0.999"
-    return text.replace("-", "−")
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+    return latex_table(caption, head, rows)

@@ -1,8 +1,9 @@
 """Consensus of R masks: in how many runs an entry changed, beside what independent runs would give.
 
-Contract: pure. Under a null each run changes an entry of stratum s with probability a_rs/n_s, independently,
-so that the number of runs is Poisson-binomial in each stratum; strata are tensors × |w| (`magnitude`),
-tensors (`per-tensor`), or everything (`uniform`). Expected numbers are sums of n_s · P_s(k), by `math.fsum`.
+Contract: pure. The R runs are those whose agreement the tables count (`core_of`). Under a null each run
+changes an entry of stratum s with probability a_rs/n_s, independently, so that the number of runs is
+Poisson-binomial in each stratum; strata are tensors × |w| (`magnitude`), tensors (`per-tensor`), or
+everything (`uniform`). Expected numbers are sums of n_s · P_s(k), by `math.fsum`.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def poisson_binomial(rates: np.ndarray) -> np.ndarray:
 
 
 def consensus(tables: Sequence[StratumTable]) -> Consensus:
-    """The consensus of all runs over all tables (at least one), one table a tensor."""
-    runs = tables[0].num_runs
-    assert all(table.num_runs == runs for table in tables), "tables of different runs"
+    """The consensus of the runs of `core_of` over all tables (at least one), one table a tensor."""
+    chosen = tables[0].core_of
+    assert all(table.core_of == chosen for table in tables), "tables of different runs"
     by_tensor = [table.coarsen(np.zeros_like) for table in tables]
     counts = {
         PER_TENSOR: _joined(by_tensor),
@@ -76,20 +77,20 @@ def consensus(tables: Sequence[StratumTable]) -> Consensus:
     entries, changed = counts[PER_TENSOR]
     counts = {UNIFORM: (entries.sum(keepdims=True), changed.sum(axis=1, keepdims=True)), **counts}
     expected = {null: _expected(*pair) for null, pair in counts.items()}
-    observed = tuple(sum(int(table.core[k].sum()) for table in tables) for k in range(runs + 1))
+    observed = tuple(sum(int(table.core[k].sum()) for table in tables) for k in range(len(chosen) + 1))
     sizes = [int(size) for size in counts[UNIFORM][1][:, 0]]
     return Consensus(
         entries=sum(observed),
         observed=observed,
         expected=expected,
-        cores=tuple(_core(k, observed, expected, sizes) for k in range(1, runs + 1)),
+        cores=tuple(_core(k, observed, expected, sizes) for k in range(1, len(chosen) + 1)),
     )
 
 
 def _joined(tables: Sequence[StratumTable]) -> tuple[np.ndarray, np.ndarray]:
     return (
         np.concatenate([table.entries for table in tables]),
-        np.concatenate([table.changed for table in tables], axis=1),
+        np.concatenate([table.changed[list(table.core_of)] for table in tables], axis=1),
     )
 
 

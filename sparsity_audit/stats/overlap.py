@@ -57,7 +57,8 @@ class StratumTable:
         entries: Entries of each stratum, int64[S].
         changed: Changed entries of each run, int64[R, S].
         both: Entries changed in two runs, int64[R, R, S]; symmetric, its diagonal is `changed`.
-        core: Entries changed in exactly k of the R runs, int64[R + 1, S].
+        core: Entries changed in exactly k of the runs of `core_of`, int64[len(core_of) + 1, S].
+        core_of: The runs whose agreement `core` counts: all, or those beside a reference. Ascending.
     """
 
     tensor: str
@@ -66,6 +67,7 @@ class StratumTable:
     changed: np.ndarray
     both: np.ndarray
     core: np.ndarray
+    core_of: tuple[int, ...]
 
     @property
     def num_runs(self) -> int:
@@ -73,20 +75,29 @@ class StratumTable:
         return len(self.changed)
 
     @classmethod
-    def from_masks(cls, tensor: str, strata: np.ndarray, masks: Sequence[np.ndarray]) -> StratumTable:
+    def from_masks(
+        cls,
+        tensor: str,
+        strata: np.ndarray,
+        masks: Sequence[np.ndarray],
+        *,
+        core_of: Sequence[int] | None = None,
+    ) -> StratumTable:
         """Count boolean masks entry by entry: the reference for every faster way.
 
         Args:
             tensor: The tensor's name.
             strata: Stratum of each entry, any integers.
             masks: One boolean array a run, of the same size.
+            core_of: The runs whose agreement is counted; all without it.
         """
         numbers, places = np.unique(np.asarray(strata).reshape(-1), return_inverse=True)
         bits = [np.asarray(mask, dtype=np.bool_).reshape(-1) for mask in masks]
-        held = np.zeros(places.shape, dtype=np.int64) + sum(bit.astype(np.int64) for bit in bits)
+        chosen = tuple(range(len(bits)) if core_of is None else core_of)
+        held = np.zeros(places.shape, dtype=np.int64) + sum(bits[r].astype(np.int64) for r in chosen)
 
-        def count(chosen: np.ndarray) -> np.ndarray:
-            return np.bincount(places[chosen], minlength=len(numbers)).astype(np.int64)
+        def count(selected: np.ndarray) -> np.ndarray:
+            return np.bincount(places[selected], minlength=len(numbers)).astype(np.int64)
 
         shape = (len(bits), len(bits), len(numbers))
         return cls(
@@ -95,12 +106,14 @@ class StratumTable:
             entries=np.bincount(places, minlength=len(numbers)).astype(np.int64),
             changed=np.array([count(bit) for bit in bits], dtype=np.int64).reshape(shape[1:]),
             both=np.array([[count(x & y) for y in bits] for x in bits], dtype=np.int64).reshape(shape),
-            core=np.array([count(held == k) for k in range(len(bits) + 1)], dtype=np.int64),
+            core=np.array([count(held == k) for k in range(len(chosen) + 1)], dtype=np.int64),
+            core_of=chosen,
         )
 
     def merge(self, other: StratumTable) -> StratumTable:
         """Both parts of one tensor together: the union of their strata, counts added."""
         assert (self.tensor, self.num_runs) == (other.tensor, other.num_runs), (self.tensor, other.tensor)
+        assert self.core_of == other.core_of, self.tensor
         strata = np.union1d(self.strata, other.strata)
         places = (np.searchsorted(strata, self.strata), np.searchsorted(strata, other.strata))
 
@@ -117,6 +130,7 @@ class StratumTable:
             changed=add(self.changed, other.changed),
             both=add(self.both, other.both),
             core=add(self.core, other.core),
+            core_of=self.core_of,
         )
 
     def coarsen(self, into: Callable[[np.ndarray], np.ndarray]) -> StratumTable:
@@ -139,13 +153,14 @@ class StratumTable:
             changed=add(self.changed),
             both=add(self.both),
             core=add(self.core),
+            core_of=self.core_of,
         )
 
     def check(self) -> None:
         """Assert what must hold of any counts of masks."""
         runs, size = self.num_runs, len(self.strata)
         shapes = {"entries": (size,), "changed": (runs, size), "both": (runs, runs, size)}
-        for name, shape in {**shapes, "core": (runs + 1, size)}.items():
+        for name, shape in {**shapes, "core": (len(self.core_of) + 1, size)}.items():
             found = getattr(self, name)
             assert found.shape == shape, (self.tensor, name, found.shape, shape)
             assert found.dtype == np.int64, (self.tensor, name, found.dtype)
@@ -156,11 +171,12 @@ class StratumTable:
         sums = self.changed[:, None] + self.changed[None]
         assert (self.both <= np.minimum(self.changed[:, None], self.changed[None])).all(), self.tensor
         assert (self.both >= sums - self.entries).all(), self.tensor
-        held = np.arange(runs + 1)
+        assert list(self.core_of) == sorted(set(self.core_of) & set(range(runs))), (self.tensor, self.core_of)
+        held, chosen = np.arange(len(self.core_of) + 1), list(self.core_of)
         # Each entry changed in k runs counts k times in `changed` and k² times in `both`.
         assert (self.core.sum(axis=0) == self.entries).all(), self.tensor
-        assert (held @ self.core == self.changed.sum(axis=0)).all(), self.tensor
-        assert (held**2 @ self.core == self.both.sum(axis=(0, 1))).all(), self.tensor
+        assert (held @ self.core == self.changed[chosen].sum(axis=0)).all(), self.tensor
+        assert (held**2 @ self.core == self.both[np.ix_(chosen, chosen)].sum(axis=(0, 1))).all(), self.tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,8 @@ def test_a_run_with_shuffled_rewards_overlaps_as_another_seed_does(addition) -> 
     assert seeds.ladder.reference_residual == shuffled.ladder.residual
     assert seeds.ladder.sentence.endswith("the reference shuffled-reward-bf16 has .02 and −.004 of its own")
     assert [run.is_reference for run in report.runs] == [False, False, True]
-    assert sum(report.held_by) == report.compared == 148_928
+    assert report.compared == 148_928
+    assert report.consensus is None  # of two runs and a reference
 
 
 def test_the_largest_movements_of_two_seeds_overlap_far_beyond_chance_and_those_of_a_control_do_not(
@@ -231,7 +232,9 @@ def test_empty_and_full_masks_have_defined_results(tmp_path) -> None:
     full = _write(tmp_path / "full", {"a": np.ones((3, 5), dtype=bool)})
     report = overlap([empty, also, full], output=tmp_path / "out", figures=True)
     assert report.headline.overall.jaccard is None
-    assert not (tmp_path / "out" / "figures").exists()
+    assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} == {"matrix", "consensus"}
+    assert report.matrix.distance is None
+    assert report.matrix.runs == ("empty", "also", "full")
     assert report.pairs[1].overall.jaccard == 0.0
     assert "full" in " ".join(report.pairs[1].ladder.warnings)
 
@@ -241,7 +244,9 @@ def test_three_runs_give_three_pairs_and_their_common_entries(tmp_path) -> None:
     arrays = [rng.random((20, 30)) < 0.4 for _ in range(3)]
     report = overlap([_write(tmp_path / f"r{i}", {"a": bits}) for i, bits in enumerate(arrays)])
     assert [pair.name for pair in report.pairs] == ["r0 × r1", "r0 × r2", "r1 × r2"]
-    assert report.held_by == tuple(int((sum(map(np.int64, arrays)) == k).sum()) for k in range(4))
+    assert report.consensus.observed == tuple(int((sum(map(np.int64, arrays)) == k).sum()) for k in range(4))
+    assert list(report.consensus.expected) == [UNIFORM, PER_TENSOR]
+    assert list(report.consensus.cores[-1].excess_share) == [UNIFORM, PER_TENSOR]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path) -> None:
@@ -291,11 +296,12 @@ def test_output_holds_record_tables_and_ladder_and_is_not_overwritten_unasked(
     assert report.headline.ladder.sentence in (out / "summary.md").read_text()
     assert r"\toprule" in (out / "tables" / "overlap.tex").read_text()
     assert {path.name for path in (out / "figures").iterdir()} == {
-        *("ladder.pdf", "ladder.svg", "ladder.png", "ladder.txt")
+        f"{name}.{suffix}" for name in ("ladder", "parts") for suffix in ("pdf", "svg", "png", "txt")
     }
     with pytest.raises(OutputError, match="would replace"):
         overlap(masks, output=out)
     overlap(masks, output=out, overwrite=True)
+    assert not list((out / "figures").iterdir()), "figures of other numbers than the record's"
     with pytest.raises(OutputError, match="holds a run"):
         overlap(masks, output=masks[0])
 

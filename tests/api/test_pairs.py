@@ -240,6 +240,7 @@ def test_a_mistake_is_named_with_pair_and_key(write_pairs, entry, message):
         ("pairs: []", "lists no pairs"),
         ("pairs: [a", "is not YAML in line"),
         ("paris: [1]", "unknown key paris"),
+        ("pairs: [{name: x, view: native, view: served}]", "line 1: view stands twice"),
         ("pairs: [3]", "pair 1: is a int"),
         ("defaults: {name: x}\npairs: [{}]", "defaults: unknown key name"),
         ("pairs: [{name: a, base: ./x, tuned: ./y}, {name: A, base: ./x, tuned: ./y}]", "is named like 'a'"),

@@ -80,3 +80,18 @@ def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
     done = run("diff.py", "--rows", "warm-counts,hot")
     assert done.returncode == 2
     assert "hot; rows are warm-counts" in done.stderr
+
+
+def test_the_masked_optimizer_benchmark_counts_state_and_compares_in_one_run(tmp_path) -> None:
+    args = ("--entries", "8e4", "--densities", "0.2", "--threads", "1", "--repeats", "1", "--crossover")
+    done = run("masked_optimizer.py", *args, "--json", tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() >= {"date", "command", "machine", "versions", "rows", "bars", "crossover"}
+    assert str(tmp_path) not in (tmp_path / "found.json").read_text()
+    (row,) = found["rows"]
+    assert row["entries"] == 80_000
+    assert row["state_bytes_per_parameter"]["SubnetworkAdamW"] == row["state_bytes_per_parameter"]["12 d"]
+    assert len(row["ratios_to_the_floor"]) == 4
+    assert [bar["limit"] for bar in found["bars"]] == [0.75]
+    assert [each["density"] for each in found["crossover"]] == [0.1, 0.3, 0.5, 0.7, 0.9]

@@ -113,3 +113,49 @@ def test_a_mistyped_option_is_answered_with_what_is_expected(options, text) -> N
     result = CliRunner().invoke(cli, ["overlap", "a", "b", *options])
     assert result.exit_code == 2
     assert text in result.stderr
+
+
+@pytest.fixture
+def runs_file(addition, tmp_path):
+    path = tmp_path / "runs.yaml"
+    rows = [f"  - {{run: {addition}/grpo-bf16-seed{seed}, label: s{seed}, seed: {seed}}}" for seed in (0, 1)]
+    rows.append(f"  - {{run: {addition}/shuffled-reward-bf16, label: control, seed: 0}}")
+    path.write_text(f"base: {addition}/base-bf16\nreference: control\nruns:\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_a_file_of_runs_gives_factors_and_a_matrix(runs_file, tmp_path) -> None:
+    result = _run(runs_file, "--nulls", "counts", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "s0 × s1"
+    for words in (
+        "Factors: do runs that agree on one overlap more (excess share over magnitude)?",
+        "3 distinct arrangements of the labels: a p needs at least 20",
+        "Jaccard, observed below the diagonal, magnitude chance above it",
+        "no interval: 2 runs: an interval over runs needs at least 4",
+    ):
+        assert words in result.stdout
+    assert (tmp_path / "out" / "factors.csv").is_file()
+    assert (tmp_path / "out" / "figures" / "matrix.pdf").is_file()
+    options = ["--overwrite", "--format", "quiet", "--no-figures", "--nulls", "counts"]
+    again = _run(runs_file, "-o", tmp_path / "out", *options)
+    assert again.exit_code == 0
+    assert not list((tmp_path / "out" / "figures").iterdir())
+
+
+def test_flags_win_over_the_file_of_runs(addition, runs_file) -> None:
+    options = ["--reference", "s1", "--criterion", "atol:1e-5", "--view", "served", "--json"]
+    record = json.loads(_run(runs_file, *options).stdout)
+    assert (record["criterion"], record["view"]) == ("atol:1e-5", "served")
+    assert [run["label"] for run in record["runs"] if run["is_reference"]] == ["s1"]
+
+
+def test_a_file_of_runs_that_is_not_understood_exits_with_2_and_says_where(tmp_path) -> None:
+    path = tmp_path / "runs.yml"
+    path.write_text("runs:\n  - {run: a, seed: 0}\n  - {run: b}\n")
+    command = [sys.executable, "-m", "sparsity_audit.cli.main", "overlap", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "runs.yml: run 2: has no seed, which run 1 has" in result.stderr
+    assert "Traceback" not in result.stderr

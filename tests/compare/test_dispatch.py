@@ -7,7 +7,12 @@ import sys
 import pytest
 
 from sparsity_audit.compare import dispatch
-from sparsity_audit.compare.dispatch import NUMPY_LIMIT_BYTES, load_kernel, resolve_device
+from sparsity_audit.compare.dispatch import (
+    NUMPY_LIMIT_BYTES,
+    load_kernel,
+    load_overlap_counter,
+    resolve_device,
+)
 from sparsity_audit.errors import MissingExtraError, UsageError
 
 
@@ -104,6 +109,32 @@ def test_without_numba_auto_stays_with_numpy_and_naming_it_is_an_error(monkeypat
     assert load_kernel("auto", num_bytes=1 << 40).name == "numpy"
     with pytest.raises(MissingExtraError, match="numba is not installed"):
         load_kernel("numba", num_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "num_entries", "by_stratum", "expected"),
+    [
+        ("auto", 2, 10**9, False, "NumpyCounter"),
+        ("auto", 10, 10**9, False, "WordCounter"),
+        ("auto", 2, 1 << 25, True, "TableCounter"),
+        ("auto", 2, (1 << 25) - 1, True, "NumpyCounter"),
+        ("numpy", 10, 10**12, True, "NumpyCounter"),
+        ("numba", 2, 1, False, "WordCounter"),
+    ],
+)
+def test_what_counts_an_overlap_follows_from_how_much_there_is_to_count_unless_named(
+    name, runs, num_entries, by_stratum, expected
+):
+    new_counter = load_overlap_counter(name, runs=runs, num_entries=num_entries, by_stratum=by_stratum)
+    assert type(new_counter(512 if by_stratum else None)).__name__ == expected
+
+
+def test_without_numba_overlaps_are_counted_in_numpy_and_naming_it_is_an_error(monkeypatch):
+    without(monkeypatch, "numba")
+    new_counter = load_overlap_counter("auto", runs=10, num_entries=10**10, by_stratum=True)
+    assert type(new_counter(512)).__name__ == "NumpyCounter"
+    with pytest.raises(MissingExtraError, match="numba is not installed"):
+        load_overlap_counter("numba", runs=2, num_entries=1, by_stratum=False)
 
 
 def test_choosing_on_a_machine_without_a_driver_imports_neither_torch_nor_numba():

@@ -12,7 +12,7 @@ from sparsity_audit.masks.bitmask import blocks_of
 from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.passes.base_counts import count_magnitudes, count_rooms
 from sparsity_audit.passes.base_strata import MagnitudeGrouping, StrataGrouping
-from sparsity_audit.stats.phantom import rooms_of_values
+from sparsity_audit.stats.rooms import rooms_of_values
 
 
 @pytest.fixture

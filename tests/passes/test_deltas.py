@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sparsity_audit import diff
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.masks.reader import open_mask
-from sparsity_audit.passes import aligned
+from sparsity_audit.passes import deltas as passes
 from sparsity_audit.passes.deltas import sum_deltas
 from sparsity_audit.types import View
 
@@ -37,7 +37,7 @@ def _flat(path, *, served) -> torch.Tensor:
     ("kind", "view"), [("bf16", View.NATIVE), ("fp32", View.NATIVE), ("fp32", View.SERVED)]
 )
 def test_sums_are_those_of_whole_tensors(addition, tmp_path, monkeypatch, kind, view) -> None:
-    monkeypatch.setattr(aligned, "_UNIT_BYTES", 1 << 12)  # many units
+    monkeypatch.setattr(passes, "_UNIT_BYTES", 1 << 12)  # many units
     base, runs = addition / f"base-{kind}", [addition / run.format(kind) for run in RUNS]
     found = _found(base, runs, tmp_path, view=view, workers=2)
     assert found.left_out == {}

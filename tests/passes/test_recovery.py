@@ -14,10 +14,9 @@ from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.reference import ReferenceKernel, decode
 from sparsity_audit.errors import ChangedInputError
 from sparsity_audit.masks.reader import open_mask
-from sparsity_audit.passes import aligned as aligning
 from sparsity_audit.passes import execute, plan
-from sparsity_audit.passes.aligned import align_runs
-from sparsity_audit.passes.recovery import FULL_MASK, measure_recovery
+from sparsity_audit.passes import recovery as passes
+from sparsity_audit.passes.recovery import FULL_MASK, align_recovery, measure_recovery
 from sparsity_audit.stats.recovery import RecoverySums, reference_sums
 from sparsity_audit.types import DType, View
 
@@ -31,7 +30,7 @@ def _measure(folders, *, mask=FULL_MASK, own=None, view=View.NATIVE, kernel="num
         base,
         full,
         runs,
-        align_runs(base, (full, *runs), maps=(), view=view),
+        align_recovery(base, full, runs, maps=(), view=view),
         mask=mask,
         own_masks=[None] * len(runs) if own is None else own,
         view=view,
@@ -73,7 +72,7 @@ def test_counts_and_sums_are_those_of_the_reference(
         sa.mask_convert(write(folder / "bits", bits), folder / "mask")
         mask = open_mask(folder / "mask")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aligning, "_UNIT_BYTES", unit_bytes)
+        patch.setattr(passes, "_UNIT_BYTES", unit_bytes)
         patch.setattr(plan.blocks_of, "__kwdefaults__", {"block_bytes": 1024})
         found = _measure(folders, mask=mask, own=[mask, None], workers=workers)
 
@@ -136,15 +135,15 @@ def test_the_reference_kernel_counts_the_same(addition) -> None:
     name = "model.layers.0.self_attn.k_proj.weight"
     found = _measure(folders)
     base, full, sub = (open_checkpoint(folder) for folder in folders)
-    aligned = align_runs(base, (full, sub), maps=(), view=View.NATIVE)
-    only = {pair.name: "not here" for pair in aligned.plans[0].pairs if pair.name != name}
+    aligned = align_recovery(base, full, [sub], maps=(), view=View.NATIVE)
+    units = tuple(unit for unit in aligned.units if aligned.tensors[unit.pair].name == name)
     from dataclasses import replace
 
     slow = measure_recovery(
         base,
         full,
         [sub],
-        replace(aligned, left_out=only),
+        replace(aligned, units=units),
         mask=FULL_MASK,
         own_masks=[None],
         view=View.NATIVE,
@@ -245,7 +244,7 @@ def test_tensors_that_not_all_runs_have_are_named(tmp_path) -> None:
     full = write(tmp_path / "full", {"w": ("F32", 2 * ones), "v": ("F32", ones), "n": ("I64", numbers)})
     sub = write(tmp_path / "sub", {"w": ("F32", 3 * ones), "n": ("I64", numbers)})
     base_c, full_c, sub_c = (open_checkpoint(path) for path in (base, full, sub))
-    aligned = align_runs(base_c, (full_c, sub_c), maps=(), view=View.NATIVE)
+    aligned = align_recovery(base_c, full_c, [sub_c], maps=(), view=View.NATIVE)
     assert aligned.left_out == {"n": "no float numbers", "v": "not matched in every run"}
     assert list(_measure([base, full, sub]).sums) == ["w"]
 

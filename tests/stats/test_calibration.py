@@ -14,13 +14,9 @@ from scipy.stats import binom, norm
 from sparsity_audit.stats.chance import Expectation
 from sparsity_audit.stats.maxent import fit_row_column, fit_row_column_strata, maxent_expectation
 from sparsity_audit.stats.overlap import StratumTable, pair_overlap
-from sparsity_audit.stats.phantom import (
-    change_rates,
-    phantom_of_table,
-    phantom_overlap,
-    redraw,
-    rooms_of_strata,
-)
+from sparsity_audit.stats.phantom import phantom_of_table, phantom_overlap
+from sparsity_audit.stats.rooms import change_rates, rooms_of_strata
+from sparsity_audit.stats.walks import redraw
 
 LIMIT = norm.isf(0.5e-4)  # 3.9
 

@@ -77,3 +77,13 @@ def test_empty_full_and_missing_entries_are_defined():
     assert found.observed == (0, 5, 0)
     assert found.expected["magnitude"] == (0.0, 5.0, 0.0)
     assert found.cores[1].excess_share["magnitude"] is None
+
+
+def test_a_run_that_is_set_aside_changes_nothing_about_the_consensus_of_the_others():
+    rng = np.random.default_rng(2)
+    strata = rng.integers(0, 4, 2_000)
+    masks = [rng.random(2_000) < rate for rate in (0.2, 0.9, 0.5, 0.4)]
+    aside = StratumTable.from_masks("t", strata, masks, core_of=(0, 2, 3))
+    alone = StratumTable.from_masks("t", strata, [masks[0], masks[2], masks[3]])
+    aside.check()
+    assert consensus([aside]) == consensus([alone])

@@ -1,7 +1,7 @@
 """Stratum tables against entry-by-entry counts, known answers of frozen runs, the attribution ladder."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -84,12 +84,13 @@ def test_check_refuses_counts_that_no_masks_have():
     good = StratumTable.from_masks("t", np.array([0, 0, 1]), [np.array([1, 1, 0]), np.array([0, 1, 1])])
     good.check()
     for name in ("entries", "changed", "both", "core"):
-        bad = StratumTable(
-            **{f.name: np.copy(getattr(good, f.name)) for f in fields(good) if f.name != "tensor"}, tensor="t"
-        )
+        bad = replace(good, **{name: getattr(good, name).copy()})
         getattr(bad, name)[..., 0] += 1
         with pytest.raises(AssertionError):
             bad.check()
+    for chosen in ((0,), (1, 0), (0, 2)):
+        with pytest.raises(AssertionError):
+            replace(good, core_of=chosen).check()
 
 
 def all_numbers(record):

@@ -8,18 +8,9 @@ from addition_runs import load, strata_of, values
 from scipy.special import erfc
 
 from sparsity_audit.stats.overlap import StratumTable
-from sparsity_audit.stats.phantom import (
-    Rooms,
-    change_rates,
-    fit_sigma,
-    phantom_of_table,
-    phantom_overlap,
-    redraw,
-    rooms_of_strata,
-    rooms_of_values,
-    walk,
-    walk_overlap,
-)
+from sparsity_audit.stats.phantom import fit_sigma, phantom_of_table, phantom_overlap
+from sparsity_audit.stats.rooms import Rooms, change_rates, rooms_of_strata, rooms_of_values
+from sparsity_audit.stats.walks import redraw, walk, walk_overlap
 
 Z_LIMIT = 4.0  # two-sided p = 6e-5
 

@@ -1,0 +1,247 @@
+"""What each job of a study does, and the file its result is kept in.
+
+Contract: a job writes below the study's folder alone: `runs/NAME`, `masks/NAME`, `measured/NAME.json`. A
+measurement whose file holds the same question, asked by the same version of the tool, is not repeated; runs
+go on by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsity_audit.api.diff import diff
+from sparsity_audit.api.lab import lab_evaluate
+from sparsity_audit.api.lab_critical import lab_critical
+from sparsity_audit.api.lab_track import lab_track
+from sparsity_audit.api.lab_train import lab_train
+from sparsity_audit.api.masks import mask_ops, mask_random
+from sparsity_audit.api.overlap import overlap
+from sparsity_audit.api.prune import prune
+from sparsity_audit.api.series import series
+from sparsity_audit.api.study_plan import Job
+from sparsity_audit.lab.critical import Critical
+from sparsity_audit.lab.folder import load_model
+from sparsity_audit.lab.saved_run import read_run
+from sparsity_audit.lab.track import Track
+from sparsity_audit.lab.update import UpdateMask
+from sparsity_audit.masks.metadata import tool_name
+from sparsity_audit.masks.shards import INDEX_NAME
+from sparsity_audit.report.output import write_below
+from sparsity_audit.report.study import (
+    NullFacts,
+    OverlapFacts,
+    PairFacts,
+    PruneFacts,
+    PrunePoint,
+    RunFacts,
+    SeriesFacts,
+    SeriesPoint,
+)
+from sparsity_audit.training.parameters import name_parameters
+from sparsity_audit.training.update_masks import bind_mask
+from sparsity_audit.types import View
+
+__all__ = ["MEASURED", "do_job", "result_of"]
+
+_SEED = 7
+"""Of the judges' prompts: none of the runs' own seeds."""
+
+
+def do_job(folder: Path, job: Job) -> None:
+    """Do one job, unless its result is there. Raises SparsityAuditError."""
+    if job.kind == "train":
+        _train(folder, job)
+        return
+    if job.kind == "masks":
+        _make_masks(folder, **job.asked)
+        return
+    path, question = folder / "measured" / f"{job.name}.json", _question(job)
+    if path.exists() and json.loads(path.read_bytes())["asked"] == question:
+        return
+    kind, measure = _MEASURES[job.kind]
+    result = _adapter(kind).dump_python(measure(folder, **job.asked), mode="json")
+    text = json.dumps({"asked": question, "result": result}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_below(folder, f"measured/{job.name}.json", f"{text}\n".encode())
+
+
+def result_of(folder: Path, job: Job) -> Any:
+    """What a finished measurement found."""
+    stored = json.loads((folder / "measured" / f"{job.name}.json").read_bytes())
+    return _adapter(_MEASURES[job.kind][0]).validate_python(stored["result"])
+
+
+def _question(job: Job) -> dict[str, Any]:
+    return json.loads(json.dumps({"kind": job.kind, "tool": tool_name(), **job.asked}))
+
+
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _run(folder: Path, name: str) -> Path:
+    return folder / "runs" / name
+
+
+# Runs and masks
+
+
+def _train(folder: Path, job: Job) -> None:
+    options = {key: value for key, value in job.asked.items() if key != "mask"}
+    update_mask = None
+    if "mask" in job.asked:
+        start = _run(folder, "grpo-fp32-seed0") / "checkpoint-0"
+        options["base"] = start
+        update_mask = _read_mask(folder / "masks" / job.asked["mask"], start)
+    lab_train(_run(folder, job.name), update_mask=update_mask, **options)
+
+
+def _read_mask(path: Path, base: Path) -> UpdateMask:
+    """A mask directory as bool tensors by parameter name, once it is proven to be of this base."""
+    model = load_model(base)
+    bound = bind_mask(name_parameters(model), path)
+    return {name: bound.selected[id(weight)] for name, weight in model.named_parameters()}
+
+
+def _make_masks(folder: Path, *, run: str) -> None:
+    top, drawn, rest = (folder / "masks" / name for name in ("top-5pct", "random-5pct", "complement"))
+    base, tuned = _run(folder, run) / "checkpoint-0", _run(folder, run) / "final"
+    top.parent.mkdir(exist_ok=True)
+    if not (top / INDEX_NAME).exists():
+        diff(base, tuned, criteria=["top:5%"], stats="counts", mask=top, workers=1)
+    if not drawn.exists():
+        mask_random(top, drawn, seed=0)
+    if not rest.exists():
+        mask_ops("not", [top], rest)
+
+
+# Measurements
+
+
+def _judge(folder: Path, *, run: str, role: Any, num_prompts: int) -> RunFacts:
+    saved = read_run(_run(folder, run))
+    config = saved.config
+    judged = [
+        lab_evaluate(path, num_prompts=num_prompts, num_samples=2, seed=_SEED)
+        for path in (saved.reference, saved.path / "final")
+    ]
+    law = {"lr": config["lr"], "weights_dtype": "bf16"} if config["precision"] == "bf16" else {}
+    report = diff(saved.reference, saved.path / "final", structure="off", workers=1, **law)
+    predicted = [part.half_ulp for part in report.precision if part.view is View.NATIVE and part.half_ulp]
+    shares = [next(row.share for row in found.formats if row.format == "S") for found in judged]
+    sparsities = [report.headline("value", view) for view in (View.NATIVE, View.SERVED)]
+    found = predicted[0] if predicted else None
+    return RunFacts(
+        name=run,
+        role=role,
+        base=config["base"],
+        algorithm=config["algorithm"],
+        precision=config["precision"],
+        lr=config["lr"],
+        steps=config["steps"],
+        command=_command(run, config),
+        accuracy=judged[1].accuracy,
+        base_accuracy=judged[0].accuracy,
+        greedy_accuracy=judged[1].greedy_accuracy,
+        share=shares[1],
+        base_share=shares[0],
+        sparsity=sparsities[0].sparsity,
+        served_sparsity=sparsities[1].sparsity,
+        half_ulp=None if found is None else (found.lower, found.at_lr, found.upper),
+    )
+
+
+def _command(run: str, config: Mapping[str, Any]) -> str | None:
+    if config["update_mask_sha256"] is not None:
+        return None
+    flags = ("algorithm", "base", "seed", "precision", "lr", "steps", "prompts", "samples")
+    text = " ".join(f"--{flag} {config[flag]}" for flag in flags)
+    return f"sparsity-audit lab train {text}{' --shuffle-rewards' * config['shuffle_rewards']} -o {run}"
+
+
+def _overlap(folder: Path, *, criterion: str, runs: Sequence[str]) -> OverlapFacts:
+    shuffled = next((run for run in runs if run.startswith("shuffled")), None)
+    finals = {str(_run(folder, run) / "final"): run for run in runs}
+    report = overlap(
+        list(finals),
+        base=_run(folder, runs[0]) / "checkpoint-0",
+        reference=None if shuffled is None else _run(folder, shuffled) / "final",
+        criterion=criterion,
+        workers=1,
+    )
+    names = {run.label: finals[run.reference] for run in report.runs}
+    pairs = tuple(
+        PairFacts(
+            a=names[pair.a],
+            b=names[pair.b],
+            jaccard=pair.overall.jaccard,
+            nulls=tuple(
+                NullFacts(null=name, jaccard=null.jaccard, excess_share=null.excess_share, z=null.z)
+                for name, null in pair.overall.nulls.items()
+            ),
+            cosine=None if pair.delta is None else pair.delta.cosine_overall,
+            sign_agreement=None if pair.delta is None else pair.delta.sign_agreement,
+            independent_signs=None if pair.delta is None else pair.delta.independent_signs,
+        )
+        for pair in report.pairs
+    )
+    return OverlapFacts(criterion=report.criterion, view=report.view, pairs=pairs)
+
+
+def _series(folder: Path, *, run: str) -> SeriesFacts:
+    saved = read_run(_run(folder, run))
+    steps = [(step, path) for step, path in saved.checkpoints if step]
+    report = series(saved.reference, [path for _, path in steps], workers=1)
+    points = tuple(
+        SeriesPoint(step=step, sparsity=found.sparsity, coverage=found.coverage)
+        for (step, _), found in zip(steps, report.overall.steps, strict=True)
+    )
+    return SeriesFacts(run=run, points=points)
+
+
+def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) -> PruneFacts:
+    saved = read_run(_run(folder, run))
+
+    def judge(path: Path) -> Any:
+        return lab_evaluate(path, num_prompts=num_prompts, num_samples=2, seed=_SEED).accuracy
+
+    with tempfile.TemporaryDirectory(prefix="sparsity-audit-") as scratch:
+        found = prune(saved.reference, saved.path / "final", Path(scratch) / "pruned", keep=keeps, workers=1)
+        points = tuple(
+            PrunePoint(
+                keep=keep,
+                kind=keep.partition(":")[0],
+                fraction=part.record.kept / part.record.compared,
+                accuracy=judge(part.path),
+            )
+            for keep, part in zip(keeps, found, strict=True)
+        )
+    return PruneFacts(
+        run=run, base_accuracy=judge(saved.reference), accuracy=judge(saved.path / "final"), points=points
+    )
+
+
+def _track(folder: Path, *, run: str, num_prompts: int, num_samples: int) -> Track:
+    return lab_track(_run(folder, run), num_prompts=num_prompts, num_samples=num_samples, seed=_SEED)
+
+
+def _critical(folder: Path, *, checkpoint: str, run: str, num_prompts: int) -> Critical:
+    return lab_critical(checkpoint, run=_run(folder, run), num_prompts=num_prompts, seed=_SEED)
+
+
+_MEASURES: dict[str, tuple[type, Callable[..., Any]]] = {
+    "judge": (RunFacts, _judge),
+    "overlap": (OverlapFacts, _overlap),
+    "series": (SeriesFacts, _series),
+    "prune": (PruneFacts, _prune),
+    "track": (Track, _track),
+    "critical": (Critical, _critical),
+}
+
+MEASURED = tuple(_MEASURES)
+"""Kinds of jobs that leave a result."""

@@ -1,0 +1,81 @@
+"""`index.html` of a study, with its figures: one page that needs nothing but a browser.
+
+Contract: the bytes are a function of the report. The page has no script and loads nothing; its policy forbids
+every request. Figures are matplotlib's SVG, made fit to stand beside each other in one document: ids get the
+figure's name in front, metadata and the style rule that would reach the whole page are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sparsity_audit.report.study import StudyReport
+from sparsity_audit.report.study_figures import study_captions, study_figures
+from sparsity_audit.report.style import FORMATS, house_style, to_bytes
+
+__all__ = ["inline_svg", "render_study"]
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'"
+_MARKS = {
+    "reproduces": "yes",
+    "does not reproduce": "no",
+    "is explained by rounding": "rounding",
+    "not measured": "none",
+}
+
+
+def render_study(report: StudyReport) -> dict[str, bytes]:
+    """Name → content: the page, each figure in every format, and its caption."""
+    captions = study_captions(report)
+    files: dict[str, bytes] = {}
+    svgs: dict[str, str] = {}
+    with house_style():
+        for key, figure in study_figures(report).items():
+            made = {suffix: to_bytes(figure, suffix) for suffix in FORMATS}
+            files |= {f"figures/{key}.{suffix}": data for suffix, data in made.items()}
+            files[f"figures/{key}.txt"] = f"{captions[key]}\n".encode()
+            svgs[key] = inline_svg(made["svg"].decode(), name=key)
+    return files | {"index.html": _page(report, svgs, captions)}
+
+
+def inline_svg(svg: str, *, name: str) -> str:
+    """An SVG file of matplotlib's as an element of a page.
+
+    Args:
+        svg: The file.
+        name: Put in front of every id, so that two figures' ids cannot meet.
+    """
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"<style[^>]*>.*?</style>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\b(id="|href="#)', rf"\g<1>{name}-", element)
+    element = element.replace("url(#", f"url(#{name}-")
+    element = re.sub(r'^<svg ([^>]*?)width="[^"]*" ', r"<svg \1", element)
+    element = re.sub(r' height="[^"]*pt"', "", element, count=1)
+    return element.replace("<svg ", f'<svg class="plot" role="img" aria-labelledby="caption-{name}" ', 1)
+
+
+def _page(report: StudyReport, svgs: dict[str, str], captions: dict[str, str]) -> bytes:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page: Any = environment.get_template("study.html.jinja").render(
+        report=report,
+        facts=report.facts,
+        policy=_POLICY,
+        style=Markup((_TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
+        svgs={key: Markup(svg) for key, svg in svgs.items()},  # noqa: S704  (matplotlib escapes its texts)
+        captions=captions,
+        marks=_MARKS,
+    )
+    return page.encode("utf-8", errors="xmlcharrefreplace")
