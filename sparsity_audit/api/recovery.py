@@ -86,7 +86,7 @@ def recovery(
         verify_free(Path(output), FILE_NAMES, inputs=inputs, overwrite=overwrite)
     for text in dict.fromkeys(text for side in sides for text in side.notes):
         note(text)
-    aligned = align_recovery(sides[0], sides[1:], maps=maps, view=View(view))
+    aligned = align_recovery(sides[0], sides[1], sides[2:], maps=maps, view=View(view))
     if not aligned.units:
         raise AlignmentError(
             " and ".join(side.reference for side in sides),

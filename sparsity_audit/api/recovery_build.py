@@ -128,7 +128,7 @@ class RecoveryBuild:
             full=self.sides[1].resolved_label,
             full_seed=facts.seed,
             full_precision=facts.precision,
-            mask=self.masks.names[0] if isinstance(self.masks.mask, MaskCatalogue) else None,
+            mask=self.masks.names[0] if self._has_mask else None,
             criterion=self.masks.criterion,
             view=self.view.value,
             compared=compared,
@@ -143,6 +143,10 @@ class RecoveryBuild:
             left_out=tuple(LeftOutPair(name=n, reason=r) for n, r in self.aligned.left_out.items()),
             notes=self._notes(runs),
         )
+
+    @property
+    def _has_mask(self) -> bool:
+        return isinstance(self.masks.mask, MaskCatalogue)
 
     def _run(self, number: int) -> RecoveryRun:
         """Run 0 is the base, 1 sub, then the controls."""
@@ -168,10 +172,7 @@ class RecoveryBuild:
         )
 
     def _dtypes(self, place: int) -> set[str]:
-        return {
-            (tensor.tuned[place - 1] if place else tensor.base).spec.dtype.label
-            for tensor in self.aligned.tensors
-        }
+        return {(t.base, *t.tuned)[place].spec.dtype.label for t in self.aligned.tensors}
 
     def _frozen(self, number: int) -> FrozenRecord | None:
         count = self.found.frozen[number]
@@ -212,7 +213,11 @@ class RecoveryBuild:
             run_inside=inside.shares,
             base_inside=base.parts.inside.shares,
             run_overall=overall.shares,
-            frozen_moved={run.label: run.frozen.moved for run in runs if run.frozen is not None},
+            frozen_moved={
+                run.label: run.frozen.moved
+                for run in runs
+                if run.frozen is not None and (run.role != "sub" or self._has_mask)
+            },
             same_seed=full.seed == mine[0] if known else None,
             is_bf16=all(p == _BF16 for p in precisions) if precisions else None,
         )
@@ -223,6 +228,12 @@ class RecoveryBuild:
         if unmasked:
             notes.append(
                 f"no frozen check of {', '.join(unmasked)}: --control-mask NAME=MASK says what a control was "
+                "allowed to move"
+            )
+        alone = runs[1].frozen
+        if alone is not None and alone.moved and not self._has_mask:
+            notes.append(
+                f"sub moved {alone.moved:,} entries that full left alone; --mask MASK says what it was "
                 "allowed to move"
             )
         lost = runs[1].parts.overall.not_finite

@@ -21,7 +21,7 @@ from sparsity_audit.compare.accumulate import Accumulator, Kernel, KernelSpec
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
-from sparsity_audit.passes.aligned import AlignedRuns, align_runs
+from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
 from sparsity_audit.passes.plan import Block, WorkUnit, blocks_of
@@ -38,13 +38,15 @@ __all__ = [
     "measure_recovery",
 ]
 
+_UNIT_BYTES = 64 << 20
+
+
 FULL_MASK = "full"
 """The mask of what full changed, made while reading."""
 
 MaskChoice = MaskCatalogue | str | None
 """A mask file, `FULL_MASK`, or None where a run has no mask of its own."""
 
-_UNIT_BYTES = 64 << 20
 _EXACT_IN_BF16 = frozenset({DType.BF16, DType.F8_E4M3, DType.F8_E5M2})
 _SPECS = {
     dtype: KernelSpec(dtype=dtype, criteria=CRITERIA, mask=1, level="counts")
@@ -108,29 +110,39 @@ class RecoveryPass:
 
 
 def align_recovery(
-    base: Catalogue, runs: Sequence[Catalogue], *, maps: Sequence[tuple[str, str]], view: View
+    base: Catalogue,
+    full: Catalogue,
+    runs: Sequence[Catalogue],
+    *,
+    maps: Sequence[tuple[str, str]],
+    view: View,
 ) -> AlignedRuns:
-    """Match full and the retrained runs with the base; tensors without floats are left out.
+    """Match the full run and the retrained runs with the base: float tensors that all of them compare alike.
 
     Args:
         base: The checkpoint all started from.
-        runs: Full, then the runs.
+        full: The full run.
+        runs: The retrained runs.
         maps: Rules that rename tensors of the runs to base names.
         view: The view whose numbers are compared.
 
     Raises:
-        AlignmentError: As `match`.
+        AlignmentError: Names of a run are ambiguous.
     """
     return align_runs(
         base,
-        runs,
+        (full, *runs),
         maps=maps,
         criteria=(Criterion.parse("bitwise"), Criterion.parse("value")),
         mask=1,
         view=view,
         unit_bytes=_UNIT_BYTES,
-        refuse=lambda tensor: None if tensor.is_float else "no float numbers",
+        refuse=_refusal,
     )
+
+
+def _refusal(tensor: AlignedTensor) -> str | None:
+    return None if tensor.is_float else "no float numbers"
 
 
 def measure_recovery(
@@ -172,6 +184,7 @@ def measure_recovery(
         found = {unit.key: result for unit, result in in_threads(task.run, units, workers=workers)}
     for catalogue in (base, full, *runs):
         catalogue.verify_unchanged()
+    numbers = range(1 + len(runs))
     blocks: dict[str, list[Sequence[RecoverySums]]] = {}
     frozen: list[list[FrozenCount]] = [[] for _ in runs]
     for unit in units:
@@ -181,7 +194,7 @@ def measure_recovery(
             held.extend(parts)
     return RecoveryPass(
         sums={
-            name: tuple(RecoverySums.of_blocks([block[n] for block in of_pair]) for n in range(len(runs) + 1))
+            name: tuple(RecoverySums.of_blocks([sums[number] for sums in of_pair]) for number in numbers)
             for name, of_pair in blocks.items()
         },
         frozen=(

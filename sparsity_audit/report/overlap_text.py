@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sparsity_audit.report.latex import escape
 
-__all__ = ["digits", "expected_entries", "latex_table", "markdown_table", "share", "tex"]
+__all__ = ["digits", "expected_entries", "latex_table", "markdown_table", "share"]
 
 
 def share(value: float | None) -> str:
@@ -51,16 +51,15 @@ def latex_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{tex(caption)}.}}",
+            rf"  \caption{{{_tex(caption)}.}}",
         ),
         rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        *(r"    \toprule", rf"    {' & '.join(tex(cell) for cell in head)} \\", r"    \midrule"),
-        *[rf"    {' & '.join(tex(cell) for cell in row)} \\" for row in rows],
+        *(r"    \toprule", rf"    {' & '.join(_tex(cell) for cell in head)} \\", r"    \midrule"),
+        *[rf"    {' & '.join(_tex(cell) for cell in row)} \\" for row in rows],
         *(r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""),
     ]
     return "\n".join(lines).encode()
 
 
-def tex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
+def _tex(text: str) -> str:
     return escape(text).replace("×", r"$\times$").replace("−", "$-$").replace("|", "$|$")

@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from sparsity_audit.report.overlap_text import markdown_table, share, tex
+from sparsity_audit.report.overlap_text import latex_table, markdown_table, share
 from sparsity_audit.report.recovery import (
     GroupRecovery,
     PartsRecord,
@@ -230,19 +230,4 @@ def recovery_latex(report: RecoveryReport) -> bytes:
         "Agreement with the full run inside the mask (share of equal entries), and share of its gain. "
         + "; ".join(facts(report))
     )
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{tex(caption)}.}}",
-        rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        r"    \toprule",
-        rf"    {' & '.join(tex(cell) for cell in head)} \\",
-        r"    \midrule",
-        *[rf"    {' & '.join(tex(cell) for cell in row)} \\" for row in rows],
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
-        "",
-    ]
-    return "\n".join(lines).encode()
+    return latex_table(caption, head, rows)

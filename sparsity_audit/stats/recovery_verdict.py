@@ -141,10 +141,10 @@ def _as_good(controls: Sequence[ControlFigures]) -> list[str]:
 def _share(share: RecoveredShare | None) -> str:
     if share is None or share.value is None:
         return "an undefined share of the gain"
-    text = f"{100 * share.value:.0f} % of the gain"
+    text = f"{_whole(share.value)} % of the gain"
     if share.interval is None:
         return f"{text} [no interval: {share.reason}]"
-    return f"{text} [95 %: {100 * share.interval.low:.0f} to {100 * share.interval.high:.0f} %]"
+    return f"{text} [95 %: {_whole(share.interval.low)} to {_whole(share.interval.high)} %]"
 
 
 def _percent(share: float) -> str:
@@ -155,3 +155,8 @@ def _percent(share: float) -> str:
     elif share < 1 and text == "100.0":
         text = ">99.9"
     return f"{text} %"
+
+
+def _whole(share: float) -> str:
+    """In percent, without decimals; −0 is 0."""
+    return f"{round(100 * share)}".replace("-", "−")

@@ -30,7 +30,7 @@ def _measure(folders, *, mask=FULL_MASK, own=None, view=View.NATIVE, kernel="num
         base,
         full,
         runs,
-        align_recovery(base, (full, *runs), maps=(), view=view),
+        align_recovery(base, full, runs, maps=(), view=view),
         mask=mask,
         own_masks=[None] * len(runs) if own is None else own,
         view=view,
@@ -135,15 +135,15 @@ def test_the_reference_kernel_counts_the_same(addition) -> None:
     name = "model.layers.0.self_attn.k_proj.weight"
     found = _measure(folders)
     base, full, sub = (open_checkpoint(folder) for folder in folders)
-    aligned = align_recovery(base, (full, sub), maps=(), view=View.NATIVE)
-    only = tuple(unit for unit in aligned.units if aligned.tensors[unit.pair].name == name)
+    aligned = align_recovery(base, full, [sub], maps=(), view=View.NATIVE)
+    units = tuple(unit for unit in aligned.units if aligned.tensors[unit.pair].name == name)
     from dataclasses import replace
 
     slow = measure_recovery(
         base,
         full,
         [sub],
-        replace(aligned, units=only),
+        replace(aligned, units=units),
         mask=FULL_MASK,
         own_masks=[None],
         view=View.NATIVE,
@@ -244,7 +244,7 @@ def test_tensors_that_not_all_runs_have_are_named(tmp_path) -> None:
     full = write(tmp_path / "full", {"w": ("F32", 2 * ones), "v": ("F32", ones), "n": ("I64", numbers)})
     sub = write(tmp_path / "sub", {"w": ("F32", 3 * ones), "n": ("I64", numbers)})
     base_c, full_c, sub_c = (open_checkpoint(path) for path in (base, full, sub))
-    aligned = align_recovery(base_c, (full_c, sub_c), maps=(), view=View.NATIVE)
+    aligned = align_recovery(base_c, full_c, [sub_c], maps=(), view=View.NATIVE)
     assert aligned.left_out == {"n": "no float numbers", "v": "not matched in every run"}
     assert list(_measure([base, full, sub]).sums) == ["w"]
 

@@ -36,9 +36,8 @@ CLEAN = RecoveryFigures(
 
 def test_the_verdict_names_the_share_every_control_and_agreement_beside_the_base() -> None:
     assert recovery_sentence(CLEAN) == (
-        "the mask recovers 100 % of the gain [95 %: 88 to 113 %]; "
-        "random 30 % of the gain [95 %: 21 to 40 %]; "
-        "inside it 62.0 % of the entries are the full run's bit for bit (the base has 0.0 %)"
+        "the mask recovers 100 % of the gain [95 %: 88 to 113 %]; random 30 % of the gain [95 %: 21 to 40 %]"
+        "; inside it 62.0 % of the entries are the full run's bit for bit (the base has 0.0 %)"
     )
     assert recovery_sentence(replace(CLEAN, share=_share(0.4))).startswith(
         "the mask recovers 40 % of the gain [no interval: too few trials]"
@@ -52,8 +51,8 @@ def test_the_verdict_names_the_share_every_control_and_agreement_beside_the_base
 
 
 def test_of_a_clean_recovery_only_the_free_agreement_is_said() -> None:
-    (warning,) = recovery_warnings(CLEAN)
-    assert warning.startswith(
+    (found,) = recovery_warnings(CLEAN)
+    assert found.startswith(
         "of the overall agreement (98.0 % bit for bit), entries outside the mask (95.0 % of all)"
     )
 
@@ -80,8 +79,8 @@ def test_of_a_clean_recovery_only_the_free_agreement_is_said() -> None:
 )
 def test_each_trap_is_said_where_it_applies(change, text) -> None:
     before, after = recovery_warnings(CLEAN), recovery_warnings(replace(CLEAN, **change))
-    assert sum(warning.startswith(text) for warning in after) == 1
-    assert not any(warning.startswith(text) for warning in before)
+    assert sum(line.startswith(text) for line in after) == 1
+    assert not any(line.startswith(text) for line in before)
 
 
 def test_shares_that_are_neither_nothing_nor_all_are_not_printed_as_such() -> None:

@@ -1,4 +1,4 @@
-"""Intervals of accuracies, differences and recovered shares: by hand, at the edges, and coverage."""
+"""Intervals of accuracies, differences and recovered shares: by hand, at the edges, how often they cover."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ CASES = [
 @pytest.mark.parametrize("trials", [64, 256, 1024])
 @pytest.mark.parametrize(("base", "full", "run"), CASES)
 def test_intervals_cover_as_often_as_they_say(base, full, run, trials) -> None:
-    """Of the true share, over new evaluations of all three; an unbounded set counts by the test."""
+    """Of the true share, over new evaluations of all three; an unbounded set counts by its test."""
     draws, rho = 4000, (run - base) / (full - base)
     rng = np.random.default_rng([trials, round(1000 * run)])
     right = rng.binomial(trials, [base, full, run], size=(draws, 3)) / trials
@@ -112,5 +112,5 @@ def test_intervals_cover_as_often_as_they_say(base, full, run, trials) -> None:
         variances = [p * (1 - p) / (trials + 4 / 3) for p in adjusted]
         limit = Z**2 * (variances[2] + (1 - rho) ** 2 * variances[0] + rho**2 * variances[1])
         covered += (adjusted[2] - adjusted[0] - rho * (adjusted[1] - adjusted[0])) ** 2 <= limit
-    # True coverage, with 10⁵ draws: .9456 to .9646 in all of these. Four sd of 4000 draws: .0144.
+    # Coverage with 10⁵ draws: .9456 to .9646 in all of these. Four sd of 4000 draws (p < 1e-4): .0144.
     assert 0.9456 - 0.0144 < covered / draws < 0.9646 + 0.0144
