@@ -29,7 +29,7 @@ _PRUNED = (
 
 
 _FP32_STEPS = 60
-"""At 40 steps the two seeds had gained .257 and .227, with a share of S of .72: the collapse was under way."""
+"""At 40 steps the seeds had gained .257 and .227, with a share of S of .72: the collapse was under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
