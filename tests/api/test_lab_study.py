@@ -167,7 +167,7 @@ def test_a_killed_study_leaves_a_folder_that_goes_on(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
         lab_study(tmp_path / "out", smoke=True, processes=1, on_job=stop)
     assert done == ["grpo-fp32-seed0"]
-    assert metrics.read_bytes().count(b"\n") == 20
+    assert metrics.read_bytes().count(b"\n") == 30
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
