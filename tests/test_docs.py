@@ -19,7 +19,19 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path for path in (*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
 )
-_INPUTS = ("base", "tuned", "reference", "path", "paths", "like", "directories", "pairs", "runs")
+_INPUTS = (
+    "base",
+    "tuned",
+    "full",
+    "sub",
+    "reference",
+    "path",
+    "paths",
+    "like",
+    "directories",
+    "pairs",
+    "runs",
+)
 
 
 def _label(path: Path) -> str:
@@ -127,8 +139,9 @@ def _parse(arguments: list[str]) -> click.Context:
 
 
 def _inputs_exist(context: click.Context) -> bool:
+    choices = {p.name for p in context.command.params if isinstance(p.type, click.Choice)}
     for name in _INPUTS:
-        value = context.params.get(name)
+        value = None if name in choices else context.params.get(name)
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not Path(str(item)).exists():
                 return False
