@@ -56,9 +56,9 @@ def generate() -> dict[Path, str]:
         "report.schema.json": json_schema(),
         "pairs.schema.json": pairs_json_schema(),
         "overlap.schema.json": overlap_json_schema(),
-        "series.schema.json": series_json_schema(),
         "prune.schema.json": prune_json_schema(),
         "recovery.schema.json": recovery_json_schema(),
+        "series.schema.json": series_json_schema(),
     }
     return {DOCS / "cli.md": "\n".join(sections)} | {
         DOCS / name: json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -27,6 +27,26 @@ class BitCollector:
         mask[first_row : first_row + len(bits), first_col : first_col + wide.shape[1]] |= wide
 
 
+class WholeGroups:
+    """Groups of whole tensors, cut into blocks; OUTSIDE where the rows are not compared."""
+
+    def __init__(self, groups: dict[str, np.ndarray]) -> None:
+        self._groups = groups
+
+    def num_groups(self, name: str) -> int:
+        return int(self._groups[name].max(initial=0)) + 1
+
+    def groups(self, name, block) -> np.ndarray:
+        flat = self._groups[name].reshape(-1)
+        return flat[block.first_entry : block.first_entry + block.num_entries].astype(np.int16)
+
+    def selected(self, name, block) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
 def plan_of(
     base: Path, tuned: Path, *, unit_bytes: int = 1 << 26, view: View = View.NATIVE, mask: str = "value"
 ) -> Plan:

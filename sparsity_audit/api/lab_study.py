@@ -100,8 +100,10 @@ def _claimed(folder: Path, plan: StudyPlan) -> Iterator[None]:
             raise OutputError(
                 str(folder), "another study is writing here", remedy="wait for it, or choose another -o"
             ) from error
-        yield
-    (folder / "study.lock").unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / "study.lock").unlink(missing_ok=True)
 
 
 def _run_all(

@@ -204,7 +204,7 @@ def overlap_criteria(
     folder = None if output is None else Path(output)
     if folder is not None:
         given = [runs] if isinstance(runs, (str, Path)) else runs
-        verify_free(folder, CRITERIA_FILES, inputs=given, overwrite=overwrite)
+        verify_free(folder, CRITERIA_FILES, inputs=[str(run) for run in given], overwrite=overwrite)
     reports = tuple(
         overlap(
             runs,

@@ -17,10 +17,10 @@ from sparsity_audit.align.roles import LayerModuleKeys
 from sparsity_audit.api.series_steps import SavedStep, saved_steps, weights_beside
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
-from sparsity_audit.errors import AlignmentError, OutputError, UsageError
+from sparsity_audit.errors import AlignmentError, UsageError
 from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.passes.series import SeriesPass, count_series
-from sparsity_audit.report.output import write_below
+from sparsity_audit.report.output import verify_free, write_below
 from sparsity_audit.report.series import PartTrajectory, SeriesReport, SeriesStep, UnreadTensor
 from sparsity_audit.report.series_files import SERIES_FILES, render_series
 from sparsity_audit.stats.trajectory import TrajectoryCounts, trajectory_record
@@ -78,7 +78,9 @@ def series(
         )
     found = saved_steps(steps)
     if output is not None:
-        _verify_output(Path(output), found, overwrite=overwrite)
+        verify_free(
+            Path(output), SERIES_FILES, inputs=[step.reference for step in found], overwrite=overwrite
+        )
     opened = open_checkpoint(base)
     catalogues = [open_checkpoint(step.reference) for step in found]
     for text in (text for catalogue in (opened, *catalogues) for text in catalogue.notes):
@@ -178,17 +180,3 @@ def _notes(steps: Sequence[SavedStep], counted: SeriesPass, entries: int) -> lis
     if still:
         notes.append(f"no code differs from the saved step before at: {', '.join(still[:5])}")
     return notes
-
-
-def _verify_output(folder: Path, steps: Sequence[SavedStep], *, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(str(folder), "is a file", expected="a directory", remedy="choose another -o")
-    if folder.resolve() in [Path(step.reference).expanduser().resolve() for step in steps]:
-        raise OutputError(str(folder), "holds a step that is read", remedy="choose another -o")
-    there = [name for name in SERIES_FILES if (folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(
-            str(folder),
-            f"holds {', '.join(there[:3])}, which this run would replace",
-            remedy="choose another -o, or add --overwrite",
-        )

@@ -31,7 +31,9 @@ from sparsity_audit.lab.update import UpdateMask
 from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.masks.shards import INDEX_NAME
 from sparsity_audit.report.output import write_below
+from sparsity_audit.report.schema import DiffReport
 from sparsity_audit.report.study import (
+    Judged,
     NullFacts,
     OverlapFacts,
     PairFacts,
@@ -70,8 +72,12 @@ def do_job(folder: Path, job: Job) -> None:
 
 def result_of(folder: Path, job: Job) -> Any:
     """What a finished measurement found."""
-    stored = json.loads((folder / "measured" / f"{job.name}.json").read_bytes())
-    return _adapter(_MEASURES[job.kind][0]).validate_python(stored["result"])
+    return _stored(folder, job.name, _MEASURES[job.kind][0])
+
+
+def _stored(folder: Path, name: str, kind: type) -> Any:
+    stored = json.loads((folder / "measured" / f"{name}.json").read_bytes())
+    return _adapter(kind).validate_python(stored["result"])
 
 
 def _question(job: Job) -> dict[str, Any]:
@@ -123,37 +129,59 @@ def _make_masks(folder: Path, *, run: str) -> None:
 # Measurements
 
 
-def _judge(folder: Path, *, run: str, role: Any, num_prompts: int) -> RunFacts:
+def _base(_folder: Path, *, base: str, num_prompts: int) -> Judged:
+    return _judged(base, num_prompts)
+
+
+def _judged(checkpoint: str | Path, num_prompts: int) -> Judged:
+    found = lab_evaluate(checkpoint, num_prompts=num_prompts, num_samples=2, seed=_SEED)
+    return Judged(
+        accuracy=found.accuracy,
+        greedy_accuracy=found.greedy_accuracy,
+        share=next(row.share for row in found.formats if row.format == "S"),
+    )
+
+
+def _judge(folder: Path, *, run: str, role: Any, base: str, num_prompts: int) -> RunFacts:
     saved = read_run(_run(folder, run))
     config = saved.config
-    judged = [
-        lab_evaluate(path, num_prompts=num_prompts, num_samples=2, seed=_SEED)
-        for path in (saved.reference, saved.path / "final")
-    ]
+    start: Judged = _stored(folder, f"base-{base}", Judged)
+    end = _judged(saved.path / "final", num_prompts)
     law = {"lr": config["lr"], "weights_dtype": "bf16"} if config["precision"] == "bf16" else {}
     report = diff(saved.reference, saved.path / "final", structure="off", workers=1, **law)
-    predicted = [part.half_ulp for part in report.precision if part.view is View.NATIVE and part.half_ulp]
-    shares = [next(row.share for row in found.formats if row.format == "S") for found in judged]
-    sparsities = [report.headline("value", view) for view in (View.NATIVE, View.SERVED)]
-    found = predicted[0] if predicted else None
     return RunFacts(
         name=run,
         role=role,
-        base=config["base"],
+        base=base,
         algorithm=config["algorithm"],
         precision=config["precision"],
         lr=config["lr"],
         steps=config["steps"],
         command=_command(run, config),
-        accuracy=judged[1].accuracy,
-        base_accuracy=judged[0].accuracy,
-        greedy_accuracy=judged[1].greedy_accuracy,
-        share=shares[1],
-        base_share=shares[0],
-        sparsity=sparsities[0].sparsity,
-        served_sparsity=sparsities[1].sparsity,
-        half_ulp=None if found is None else (found.lower, found.at_lr, found.upper),
+        accuracy=end.accuracy,
+        base_accuracy=start.accuracy,
+        greedy_accuracy=end.greedy_accuracy,
+        share=end.share,
+        base_share=start.share,
+        sparsity=_sparsity(report, View.NATIVE),
+        served_sparsity=_sparsity(report, View.SERVED),
+        half_ulp=_half_ulp(report),
     )
+
+
+def _sparsity(report: DiffReport, view: View) -> float:
+    row = report.headline("value", view)
+    assert row is not None, "value is always counted"
+    assert row.sparsity is not None, "a run is compared with the weights it began with"
+    return row.sparsity
+
+
+def _half_ulp(report: DiffReport) -> tuple[float, float, float] | None:
+    """The law's interval, where a learning rate was given and weights are stored in bf16."""
+    found = [part.half_ulp for part in report.precision if part.view is View.NATIVE and part.half_ulp]
+    if not found or found[0].lower is None or found[0].at_lr is None or found[0].upper is None:
+        return None
+    return found[0].lower, found[0].at_lr, found[0].upper
 
 
 def _command(run: str, config: Mapping[str, Any]) -> str | None:
@@ -207,9 +235,6 @@ def _series(folder: Path, *, run: str) -> SeriesFacts:
 def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) -> PruneFacts:
     saved = read_run(_run(folder, run))
 
-    def judge(path: Path) -> Any:
-        return lab_evaluate(path, num_prompts=num_prompts, num_samples=2, seed=_SEED).accuracy
-
     with tempfile.TemporaryDirectory(prefix="sparsity-audit-") as scratch:
         found = prune(saved.reference, saved.path / "final", Path(scratch) / "pruned", keep=keeps, workers=1)
         points = tuple(
@@ -217,12 +242,15 @@ def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) ->
                 keep=keep,
                 kind=keep.partition(":")[0],
                 fraction=part.record.kept / part.record.compared,
-                accuracy=judge(part.path),
+                accuracy=_judged(part.path, num_prompts).accuracy,
             )
             for keep, part in zip(keeps, found, strict=True)
         )
     return PruneFacts(
-        run=run, base_accuracy=judge(saved.reference), accuracy=judge(saved.path / "final"), points=points
+        run=run,
+        base_accuracy=_judged(saved.reference, num_prompts).accuracy,
+        accuracy=_judged(saved.path / "final", num_prompts).accuracy,
+        points=points,
     )
 
 
@@ -235,6 +263,7 @@ def _critical(folder: Path, *, checkpoint: str, run: str, num_prompts: int) -> C
 
 
 _MEASURES: dict[str, tuple[type, Callable[..., Any]]] = {
+    "base": (Judged, _base),
     "judge": (RunFacts, _judge),
     "overlap": (OverlapFacts, _overlap),
     "series": (SeriesFacts, _series),

@@ -55,8 +55,9 @@ class SavedRun:
     def title(self) -> str:
         """The run in a few words."""
         shuffled = ", shuffled rewards" if self.config["shuffle_rewards"] else ""
+        lr = f"{self.config['lr']:.0e}".replace("e-0", "e-")
         return (
-            f"{self.config['algorithm']}, {self.config['precision']}, lr {self.config['lr']:g}, "
+            f"{self.config['algorithm']}, {self.config['precision']}, lr {lr}, "
             f"seed {self.config['seed']}{shuffled}"
         )
 

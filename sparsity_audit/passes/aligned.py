@@ -34,6 +34,11 @@ class AlignedTensor:
     tuned: tuple[TensorSlice, ...]
     specs: tuple[PairSpec, ...]
 
+    @property
+    def is_float(self) -> bool:
+        """Whether all sides hold floats."""
+        return all(spec.native_dtype.kind == "float" for spec in self.specs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignedRuns:

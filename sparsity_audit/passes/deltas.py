@@ -89,7 +89,7 @@ def sum_deltas(
 def _refusal(tensor: AlignedTensor, masks: Sequence[MaskCatalogue]) -> str | None:
     if tensor.base.num_runs > 1 or (len(tensor.base.shape) < 2 and not tensor.base.is_whole):
         return "its rows are no run of rows of the mask"
-    if any(spec.native_dtype.kind != "float" for spec in tensor.specs):
+    if not tensor.is_float:
         return "no float numbers"
     return None if all(tensor.base.spec.name in mask.tensors for mask in masks) else "not in every mask"
 

@@ -142,8 +142,7 @@ def align_recovery(
 
 
 def _refusal(tensor: AlignedTensor) -> str | None:
-    is_float = all(spec.native_dtype.kind == "float" for spec in tensor.specs)
-    return None if is_float else "no float numbers"
+    return None if tensor.is_float else "no float numbers"
 
 
 def measure_recovery(

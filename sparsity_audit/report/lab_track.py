@@ -29,6 +29,8 @@ __all__ = [
 
 _PANEL_IN = 2.1
 _MAX_LABELS = 8
+_SEEN = 0.005
+"""Least share of `other` at some step that is drawn; the table has it in any case."""
 
 TRACK_FILES = (
     "track.json",
@@ -180,7 +182,11 @@ def label_steps(axes: Axes, steps: list[int]) -> None:
 def _formats(track: Track) -> list[str]:
     """Formats in their order; `other` only where it occurs."""
     rows = [point.evaluation.formats for point in track.points]
-    return [row.format for row in rows[0] if row.format != "other" or any(part[-1].share for part in rows)]
+    return [
+        row.format
+        for row in rows[0]
+        if row.format != "other" or any(part[-1].share >= _SEEN for part in rows)
+    ]
 
 
 def _facts(track: Track) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "STUDY_VERSION",
     "Claim",
     "Goals",
+    "Judged",
     "NullFacts",
     "OverlapFacts",
     "PairFacts",
@@ -67,6 +68,15 @@ class Goals:
     first_step_coverage: float = 0.99
     kept_gain: float = 0.8
     random_gain: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A checkpoint on the study's prompts: accuracies, and the share of format S."""
+
+    accuracy: Estimate
+    greedy_accuracy: Estimate
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,8 +50,7 @@ def _learning(facts: StudyFacts) -> Claim:
         reading=f"GRPO gains {_gains(seeds)}; the control, whose rewards are permuted within the batch, "
         f"{_gains(control)}. Everything below that the control shows as well is no trace of learning.",
         caption=f"Accuracy of every run: pass@1 at temperature 1 on {facts.num_prompts} held-out problems "
-        f"of four "
-        "digits, two samples each, 95 % intervals over problems. Lines: the bases.",
+        "of four digits, two samples each, 95 % intervals over problems. Lines: the bases.",
     )
 
 
@@ -74,9 +73,8 @@ def _format(facts: StudyFacts) -> Claim:
         key="format",
         title="RL collapses the outputs to one format of the pretraining mixture",
         source="2504.07912",
-        goal=f"format S, a share of {seeds[0].base_share:.2f} in the base, has ≥ {goals.share:g} at the "
-        f"end in "
-        "every seed, and less with shuffled rewards",
+        goal=f"format S, a share of {seeds[0].base_share:.2f} in the base, has ≥ {goals.share:g} at the end "
+        "in every seed, and less with shuffled rewards",
         numbers=(
             ("share of S, base", f"{seeds[0].base_share:.3f}"),
             *((f"share of S, {run.name}", f"{run.share:.3f}") for run in (*seeds, *control)),
@@ -89,34 +87,32 @@ def _format(facts: StudyFacts) -> Claim:
             ("KL(policy‖base), nats a completion", f"{drift.kl_per_completion:.2f}"),
         ),
         verdict=_held(won and unmoved),
-        reading=f"The winner is the format that is right most often, not the most frequent one. The base "
-        f"has the "
-        f"answers already: its pass@{most} is {first.pass_at[most].value:.2f}, and pass@1 rises from "
-        f"{first.accuracy.value:.2f} to {last.accuracy.value:.2f} because one token, the first, is decided "
-        "otherwise.",
-        caption=f"Format shares with true (left) and shuffled rewards (middle), and accuracy within each "
-        f"format "
-        f"(right); {first.num_prompts} prompts × {first.num_samples} samples at the saved steps, thin "
-        f"lines: the "
-        "run's own rollouts.",
+        reading="The winner is the format that is right most often, not the most frequent one. The base "
+        f"has the answers already: its pass@{most} is {first.pass_at[most].value:.2f}, and pass@1 rises "
+        f"from {first.accuracy.value:.2f} to {last.accuracy.value:.2f} because one token, the first, is "
+        "decided otherwise.",
+        caption=f"Format shares{' with true and with shuffled rewards' * (len(facts.tracks) > 1)}, and "
+        f"accuracy within each format of the run with true rewards; {first.num_prompts} prompts × "
+        f"{first.num_samples} samples at the saved steps, thin lines: the run's own rollouts.",
     )
 
 
 def _algorithms(facts: StudyFacts) -> Claim:
     others, goals = _runs(facts, "algorithm"), facts.goals
-    holds = min(r.gain for r in others) >= goals.algorithm_gain and all(
-        r.share > r.base_share for r in others
-    )
+    holds = all(r.gain >= goals.algorithm_gain and r.share > r.base_share for r in others)
     return Claim(
         key="algorithms",
         title="The format is chosen whatever the algorithm",
         source="2504.07912 (PPO, GRPO, expert iteration)",
-        goal=f"PPO, expert iteration, SFT and DPO each gain ≥ {goals.algorithm_gain:g}, and raise the "
-        f"share of S",
+        goal=f"PPO, expert iteration, SFT and DPO each gain ≥ {goals.algorithm_gain:g}, and raise the share "
+        "of S",
         numbers=tuple((r.name, f"accuracy {_accuracy(r)}, share of S {r.share:.2f}") for r in others),
         verdict=_held(holds if others else None),
-        reading="; ".join(f"{r.algorithm} gains {_gains([r])} with a share of {r.share:.2f}" for r in others)
-        or "This study trains GRPO alone.",
+        reading="Gains and shares at the end: "
+        + ", ".join(f"{r.algorithm} {_gains([r])} ({r.share:.2f})" for r in others)
+        + "."
+        if others
+        else "This study trains GRPO alone.",
         caption="",
     )
 
@@ -144,15 +140,12 @@ def _critical(facts: StudyFacts) -> Claim:
         title="A few critical tokens decide the outcome where the base hesitates, and RL moves those",
         source="2502.06533",
         goal="there are positions with ΔJ < 0 and a decisive drop; at the end p(right token) has risen "
-        "more there "
-        "than elsewhere (interval above 0)",
+        "more there than elsewhere (interval above 0)",
         numbers=tuple(numbers),
         verdict=_held(bool(chosen) and rose),
         reading=f"{len(chosen)} of {len(found.positions)} positions are critical: the format's letter, and "
-        f"digits "
-        "that must be computed rather than copied. Nearly every wrong token is fatal here, so what singles "
-        "these "
-        "positions out is the base's uncertainty."
+        "digits that must be computed rather than copied. Nearly every wrong token is fatal here, so what "
+        "singles these positions out is the base's uncertainty."
         if chosen
         else "No position is both uncertain and decisive.",
         caption="",

@@ -6,6 +6,11 @@ from sparsity_audit.report.study import Claim, PairFacts, PruneFacts, RunFacts, 
 
 __all__ = ["weight_claims"]
 
+_MASKED = {
+    "top-5pct": "the 5 % largest movements",
+    "random-5pct": "5 % at random",
+    "complement": "the other 95 %",
+}
 _NEGLIGIBLE = 0.02
 """Sparsity of an fp32 run that counts as none, and the difference of sparsities that counts as none."""
 
@@ -42,22 +47,19 @@ def _sparsity(facts: StudyFacts) -> Claim:
         title="RL updates a small subnetwork: most weights do not change at all",
         source="2505.11711",
         goal=f"rounding explains it when the fp32 arm has sparsity ≤ {_NEGLIGIBLE:g}, the bf16 arm lies "
-        f"inside the "
-        f"half-ULP interval, and shuffled rewards give the same within {_NEGLIGIBLE:g}",
+        f"inside the half-ULP interval, and shuffled rewards give the same within {_NEGLIGIBLE:g}",
         numbers=(
             *((run.name, f"{run.sparsity:.3f} as stored, {run.served_sparsity:.3f} served") for run in fp32),
             *((run.name, f"{run.sparsity:.3f}") for run in (*bf16, control)),
             ("half-ULP law, bf16", f"{law[1]:.3f} ({law[0]:.3f}–{law[2]:.3f})"),
         ),
         verdict=verdict,
-        reading=f"With fp32 weights hardly an entry stays as it was; stored in bf16, "
-        f"{bf16[0].sparsity:.1%} do, which "
-        f"the half-ULP law says of any Adam run with this learning rate ({law[1]:.1%}), and a run that "
-        f"learns nothing "
-        f"has {control.sparsity:.1%}.",
-        caption="Update sparsity (`value`), as stored and with both sides rounded to bf16. Bands: the "
-        "interval of the "
-        "half-ULP law for the bf16 arm, P(½ ULP(w) > lr).",
+        reading=f"With fp32 weights hardly an entry stays as it was; stored in bf16, {bf16[0].sparsity:.1%} "
+        f"do, which the half-ULP law says of any Adam run with this learning rate ({law[1]:.1%}), and a run "
+        f"that learns nothing has {control.sparsity:.1%}. The bf16 seeds gain {bf16[0].gain:+.3f} and "
+        f"{bf16[-1].gain:+.3f}: at this learning rate most of what Adam asks for is rounded away.",
+        caption="Update sparsity (criterion value), as stored and with both sides rounded to bf16. Bands: "
+        "the interval of the half-ULP law for the bf16 arm, P(½ ULP(w) > lr).",
     )
 
 
@@ -91,11 +93,11 @@ def _overlap(facts: StudyFacts) -> Claim:
         reading=f"Two seeds agree at Jaccard {_three(seeds.jaccard)}, far above uniform chance "
         f"({_three(uniform.jaccard)}). Runs that knew nothing but which weights are small would reach "
         f"{_three(magnitude.jaccard)}, and a run with shuffled rewards reaches {_three(control.jaccard)}. "
-        f"An excess "
-        f"share of {excess:.3f} is left, beside {beside:.3f} of the control.",
-        caption="Masks of the bf16 arm (`value`): observed Jaccard of two seeds and of a seed with the "
-        "shuffled "
-        "control, and what each null expects. Each rung keeps what the one to its left keeps.",
+        f"An excess share of {excess:.3f} is left, beside {beside:.3f} of the control.",
+        caption="Masks of the bf16 arm (criterion value): observed Jaccard of two seeds and of a seed with "
+        "the shuffled control, and what each null expects. Uniform, tensor densities and magnitude are "
+        "nested, the last but one adds rows and columns to them; rows and columns alone and the phantom "
+        "stand beside.",
     )
 
 
@@ -109,23 +111,21 @@ def _cosines(facts: StudyFacts) -> Claim:
         title="Where weights moved says little; which way they moved tells learning from noise",
         source="ours",
         goal="the masks of a seed pair and of a pair with shuffled rewards overlap alike (within .04) "
-        "while the "
-        "cosine of the seeds' updates is above .1 and at least twice the control's",
+        "while the cosine of the seeds' updates is above .1 and at least twice the control's",
         numbers=(
             ("Jaccard: two seeds, with shuffled", f"{_three(seeds.jaccard)}, {_three(control.jaccard)}"),
             ("cosine: two seeds, with shuffled", f"{_three(seeds.cosine)}, {_three(control.cosine)}"),
             (
                 "equal signs: two seeds, with shuffled",
                 (
-                    f"{_three(seeds.sign_agreement)}, {_three(control.sign_agreement)} "
-                    f"(independent: {_three(seeds.independent_signs)})"
+                    f"{_three(seeds.sign_agreement)}, {_three(control.sign_agreement)} (independent: "
+                    f"{_three(seeds.independent_signs)})"
                 ),
             ),
         ),
         verdict="reproduces" if alike and apart else "does not reproduce",
-        reading=f"The masks cannot tell the control from a seed; the updates can: cosine "
-        f"{_three(seeds.cosine)} "
-        f"between seeds, {_three(control.cosine)} with the control.",
+        reading="The masks cannot tell the control from a seed; the updates can: cosine "
+        f"{_three(seeds.cosine)} between seeds, {_three(control.cosine)} with the control.",
         caption="The same two pairs of bf16 runs, by overlap of masks, cosine of updates and agreement of "
         "signs.",
     )
@@ -159,24 +159,21 @@ def _largest(facts: StudyFacts) -> Claim:
     rows = seeds.chance("row-column")
     return Claim(
         key="largest",
-        title="The largest movements fall on the same weights in different seeds, in any precision",
+        title="The largest movements fall on the same weights in different seeds",
         source="2505.11711, with a criterion that rounding cannot make",
-        goal=f"top-1 % masks of two fp32 seeds overlap ≥ {goals.seed_lift:g} × tensor chance, with "
-        f"shuffled rewards "
-        f"≤ {goals.shuffled_lift:g} ×",
+        goal=f"top-1 % masks of two fp32 seeds overlap ≥ {goals.seed_lift:g} × tensor chance, with shuffled "
+        f"rewards ≤ {goals.shuffled_lift:g} ×",
         numbers=tuple(numbers),
         verdict="reproduces"
         if lift >= goals.seed_lift and beside <= goals.shuffled_lift
         else "does not reproduce",
         reading=f"The seeds share {lift:.1f} times what tensors of these densities would share by chance, "
-        f"the control "
-        f"{beside:.1f} times."
+        f"the control {beside:.1f} times."
         + (
             ""
             if rows is None
             else f" Which rows and columns are hit accounts for {_three(rows.jaccard)} of "
-            f"{_three(seeds.jaccard)}: "
-            "it is largely a matter of which neurons."
+            f"{_three(seeds.jaccard)}: it is largely a matter of which neurons."
         ),
         caption="Masks of the largest |Δ| in fp32: observed Jaccard by pair, with the nulls; logarithmic "
         "axis.",
@@ -192,9 +189,8 @@ def _first_step(facts: StudyFacts) -> Claim:
         key="first-step",
         title="The subnetwork is found in the course of training",
         source="2505.11711 (early masks predict late ones)",
-        goal=f"rounding and Adam explain it when the mask after one step holds ≥ {goal:g} of the final "
-        f"one, with "
-        "shuffled rewards too",
+        goal=f"rounding and Adam explain it when the mask after one step holds ≥ {goal:g} of the final one, "
+        "with shuffled rewards too",
         numbers=tuple(
             (
                 run,
@@ -206,12 +202,12 @@ def _first_step(facts: StudyFacts) -> Claim:
             for run, point in first.items()
         ),
         verdict="is explained by rounding" if min(covered) >= goal else "reproduces",
-        reading=f"After one step the bf16 mask holds {law.points[0].coverage or 0:.1%} of what it will "
-        f"hold at the "
-        "end. Adam's first step is lr · sign(gradient) whatever the gradient's size, so the entries that "
-        "can move at "
-        "this learning rate move at once: the mask is the rounding threshold, not something found.",
-        caption="Share of the final mask that each saved step's mask holds (coverage), `value`, as stored.",
+        reading=f"It is there at once: after one step the bf16 mask holds {law.points[0].coverage or 0:.1%} "
+        "of what it will hold at the end. Adam's first step is lr · sign(gradient) whatever the gradient's "
+        "size, so the entries that can move at this learning rate move at once: the mask is the rounding "
+        "threshold, not something found.",
+        caption="Share of the final mask that each saved step's mask holds (coverage; criterion value, as "
+        "stored).",
     )
 
 
@@ -236,18 +232,15 @@ def _pruning(facts: StudyFacts) -> Claim:
         ),
         verdict="reproduces" if holds else "does not reproduce",
         reading=f"The 5 % largest movements keep {_kept(found, 'top:5%')} of the gain of {found.run}, as "
-        f"many random "
-        f"ones {_kept(found, 'random:5%')}."
+        f"many random ones {_kept(found, 'random:5%')}."
         + (
             ""
             if len(facts.prunings) == 1
             else f" From base single, where no format is to be chosen, they keep "
-            f"{_kept(facts.prunings[1], 'top:5%')}: "
-            "a choice sits in fewer weights than a skill."
+            f"{_kept(facts.prunings[1], 'top:5%')}: a choice sits in fewer weights than a skill."
         ),
         caption="Accuracy of the base with a part of the update, by the share of entries that is kept. "
-        "Lines: nothing "
-        "and all of it kept.",
+        "Lines: nothing and all of it kept.",
     )
 
 
@@ -258,8 +251,7 @@ def _kept(part: PruneFacts, keep: str) -> str:
 
 def _retraining(facts: StudyFacts) -> Claim:
     goals = facts.goals
-    names = ("top-5pct", "random-5pct", "complement")
-    runs = {name: run for name in names if (run := facts.run(f"masked-{name}")) is not None}
+    runs = {name: run for name in _MASKED if (run := facts.run(f"masked-{name}")) is not None}
     full = facts.run("grpo-fp32-seed0")
     assert full is not None, "every study trains this run"
     shares = {name: run.gain / full.gain for name, run in runs.items()} if full.gain > 0 else {}
@@ -271,18 +263,18 @@ def _retraining(facts: StudyFacts) -> Claim:
         key="retraining",
         title="Training the subnetwork alone, from a new seed, recovers the full run",
         source="2505.11711",
-        goal=f"the 5 % of the largest movements recover ≥ {goals.kept_gain:.0%} of the gain, 5 % at random ≤ "
-        f"{goals.random_gain:.0%}",
+        goal=f"the 5 % of the largest movements recover ≥ {goals.kept_gain:.0%} of the gain, 5 % at random "
+        f"≤ {goals.random_gain:.0%}",
         numbers=tuple(
-            (name, f"accuracy {runs[name].accuracy.value:.3f}, {share:.0%} of the gain")
+            (_MASKED[name], f"accuracy {runs[name].accuracy.value:.3f}, {share:.0%} of the gain")
             for name, share in shares.items()
         ),
         verdict=verdict,
-        reading="; ".join(f"{name} recovers {share:.0%}" for name, share in shares.items())
-        or "This study makes no masked runs.",
+        reading=", ".join(f"{_MASKED[name]} recover {share:.0%}" for name, share in shares.items()) + "."
+        if shares
+        else "This study makes no masked runs.",
         caption="Accuracy of runs that may move only the entries of a mask of the first GRPO run. Lines: "
-        "base and the "
-        "first GRPO run."
+        "base and the first GRPO run."
         if shares
         else "",
     )

@@ -145,7 +145,7 @@ def _draw_sparsity(facts: StudyFacts) -> Figure:
                 linestyle="none",
                 label=name,
             )
-    axes.set_yticks(range(len(runs)), [f"{run.name}, lr {run.lr:g}" for run in runs])
+    axes.set_yticks(range(len(runs)), [f"{run.name}, lr {_power_of_ten(run.lr)}" for run in runs])
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1)
     axes.set_xlabel("update sparsity (value)")
@@ -153,6 +153,11 @@ def _draw_sparsity(facts: StudyFacts) -> Figure:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _power_of_ten(value: float) -> str:
+    """`3e-4`, as learning rates are written."""
+    return f"{value:.0e}".replace("e-0", "e-")
 
 
 def _draw_overlap(facts: StudyFacts) -> Figure:
@@ -226,7 +231,8 @@ def _draw_cosines(facts: StudyFacts) -> Figure:
         hatch = ("", "////")[number]
         axes.bar(places, shown, 0.36, color=COLOURS[number], hatch=hatch, edgecolor="white", label=text)
         for place, value in zip(places, shown, strict=True):
-            axes.text(place, max(value, 0) + 0.02, f"{value:.3f}", ha="center", fontsize=7, color=INK)
+            text = f"{value:.3f}".replace("-", "−")
+            axes.text(place, max(value, 0) + 0.02, text, ha="center", fontsize=7, color=INK)
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.set_ylim(top=1.12)
     axes.set_xticks(range(3), ["Jaccard of the masks", "equal signs in both masks", "cosine of the updates"])

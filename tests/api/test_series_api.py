@@ -134,7 +134,7 @@ def test_output_holds_record_tables_and_figures_and_is_not_overwritten_unasked(
         assert "never changed" in (out / "figures" / f"{name}.txt").read_text()
     with pytest.raises(OutputError, match="would replace"):
         series(addition / "base-bf16", [run], output=out)
-    with pytest.raises(OutputError, match="holds a step"):
+    with pytest.raises(OutputError, match="holds a run"):
         series(addition / "base-bf16", [run / "checkpoint-90"], output=run / "checkpoint-90")
 
 

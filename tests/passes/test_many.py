@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support import WholeGroups
 
 from sparsity_audit import diff
 from sparsity_audit.checkpoint.opening import open_checkpoint
@@ -46,26 +47,6 @@ LAYOUTS = {
 }
 """Bits of a number, bits of its mantissa."""
 FIELDS = ("strata", "entries", "changed", "both", "core")
-
-
-class _Groups:
-    """Groups of whole tensors, cut into blocks."""
-
-    def __init__(self, groups: dict[str, np.ndarray]) -> None:
-        self._groups = groups
-
-    def num_groups(self, name: str) -> int:
-        return int(self._groups[name].max(initial=0)) + 1
-
-    def groups(self, name, block) -> np.ndarray:
-        flat = self._groups[name].reshape(-1)
-        return flat[block.first_entry : block.first_entry + block.num_entries].astype(np.int16)
-
-    def selected(self, name, block) -> np.ndarray:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 def _write(
@@ -124,7 +105,7 @@ def test_counts_are_those_of_the_entry_by_entry_reference_for_any_split_and_kern
         found = count_overlaps(
             masks,
             tensors,
-            grouping=_Groups(groups) if num_strata else None,
+            grouping=WholeGroups(groups) if num_strata else None,
             core_of=core_of,
             kernel="numpy" if kernel == "numpy" else "numba",
             block_bytes=block_bytes,
@@ -156,7 +137,7 @@ def test_a_tensor_without_entries_and_one_that_is_not_compared_have_no_strata(tm
     }
     arrays = {"empty": np.zeros((0, 4), dtype=bool), "apart": np.zeros((3, 3), dtype=bool)}
     masks = [_write(tmp_path / str(r), arrays, tensors) for r in range(2)]
-    for grouping in (None, _Groups({name: np.zeros(a.shape) for name, a in arrays.items()})):
+    for grouping in (None, WholeGroups({name: np.zeros(a.shape) for name, a in arrays.items()})):
         for table in count_overlaps(masks, tensors, grouping=grouping):
             assert table.entries.size == 0
             table.check()
@@ -166,7 +147,7 @@ def test_entries_without_a_group_are_not_counted(tmp_path) -> None:
     tensors = {"w": MaskTensor.whole("w", (2, 70))}
     groups = np.where(np.arange(140).reshape(2, 70) % 3 == 0, OUTSIDE, 5)
     masks = [_write(tmp_path / str(r), {"w": np.ones((2, 70), dtype=bool)}, tensors) for r in range(2)]
-    (table,) = count_overlaps(masks, tensors, grouping=_Groups({"w": groups}))
+    (table,) = count_overlaps(masks, tensors, grouping=WholeGroups({"w": groups}))
     assert table.strata.tolist() == [5]
     assert table.entries.tolist() == table.both[0, 1].tolist() == [int((groups == 5).sum())]
 
@@ -177,7 +158,7 @@ def test_more_runs_than_bits_of_a_byte_are_counted_alike(tmp_path) -> None:
     bits = [rng.random((9, 61)) < rng.random() for _ in range(19)]
     strata = rng.integers(0, 5, (9, 61))
     masks = [_write(tmp_path / str(r), {"w": mask}, tensors) for r, mask in enumerate(bits)]
-    for grouping, numbers in ((_Groups({"w": strata}), strata), (None, np.zeros_like(strata))):
+    for grouping, numbers in ((WholeGroups({"w": strata}), strata), (None, np.zeros_like(strata))):
         (table,) = count_overlaps(masks, tensors, grouping=grouping, block_bytes=16)
         _same(table, StratumTable.from_masks("w", numbers, bits))
 

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from support import WholeGroups
 
 from sparsity_audit.masks.bitmask import pack_bits
 from sparsity_audit.masks.container import MaskWriter
@@ -19,26 +20,6 @@ from sparsity_audit.stats.matrix_nulls import Margins, MatrixNulls
 from sparsity_audit.stats.overlap import ROW_COLUMN, ROW_COLUMN_MAGNITUDE
 
 NULLS = (ROW_COLUMN, ROW_COLUMN_MAGNITUDE)
-
-
-class _Groups:
-    """Groups of whole tensors, cut into blocks; OUTSIDE where the rows are not compared."""
-
-    def __init__(self, groups: dict[str, np.ndarray]) -> None:
-        self._groups = groups
-
-    def num_groups(self, name: str) -> int:
-        return int(self._groups[name].max(initial=0)) + 1
-
-    def groups(self, name, block) -> np.ndarray:
-        flat = self._groups[name].reshape(-1)
-        return flat[block.first_entry : block.first_entry + block.num_entries].astype(np.int16)
-
-    def selected(self, name, block) -> np.ndarray:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -70,7 +51,7 @@ def test_margins_are_those_of_the_compared_rows(found) -> None:
     tensors, bits, strata, masks = found
     readers = [MaskReader(mask) for mask in masks]
     for name, tensor in tensors.items():
-        margins = read_margins(tensor, readers, _Groups(strata))
+        margins = read_margins(tensor, readers, WholeGroups(strata))
         wide = strata[name].reshape(-1, strata[name].shape[-1])
         kept = (wide != OUTSIDE).any(axis=1)
         for run, arrays in enumerate(bits):
@@ -85,7 +66,7 @@ def test_margins_are_those_of_the_compared_rows(found) -> None:
 
 def test_expectations_are_those_of_whole_tensors_for_any_number_of_workers(found) -> None:
     tensors, bits, strata, masks = found
-    grouping = _Groups(strata)
+    grouping = WholeGroups(strata)
     tables = count_overlaps(masks, tensors, grouping=grouping)
     pairs = list(combinations(range(3), 2))
     one, two = (
@@ -114,7 +95,7 @@ def test_expectations_are_those_of_whole_tensors_for_any_number_of_workers(found
 
 def test_a_null_that_cannot_be_fitted_is_in_no_pair_and_names_the_tensor(found, monkeypatch) -> None:
     tensors, _, strata, masks = found
-    tables = count_overlaps(masks, tensors, grouping=_Groups(strata))
+    tables = count_overlaps(masks, tensors, grouping=WholeGroups(strata))
 
     class _Unfitted(MatrixNulls):
         def expectation(self, null, r, q):
@@ -123,7 +104,7 @@ def test_a_null_that_cannot_be_fitted_is_in_no_pair_and_names_the_tensor(found, 
 
     monkeypatch.setattr(matrices, "MatrixNulls", _Unfitted)
     result = matrix_expectations(
-        masks, tensors, tables, nulls=NULLS, pairs=[(0, 1)], grouping=_Groups(strata)
+        masks, tensors, tables, nulls=NULLS, pairs=[(0, 1)], grouping=WholeGroups(strata)
     )
     assert result.unfitted == {ROW_COLUMN: ("m",)}
     assert all(list(nulls) == [ROW_COLUMN_MAGNITUDE] for nulls in result.by_pair[0, 1].values())
