@@ -18,6 +18,7 @@ import click
 from sparsity_audit.cli.main import cli
 from sparsity_audit.report.overlap import overlap_json_schema
 from sparsity_audit.report.pairs import pairs_json_schema
+from sparsity_audit.report.prune import prune_json_schema
 from sparsity_audit.report.recovery import recovery_json_schema
 from sparsity_audit.report.schema import json_schema
 from sparsity_audit.report.series import series_json_schema
@@ -55,6 +56,7 @@ def generate() -> dict[Path, str]:
         "report.schema.json": json_schema(),
         "pairs.schema.json": pairs_json_schema(),
         "overlap.schema.json": overlap_json_schema(),
+        "prune.schema.json": prune_json_schema(),
         "recovery.schema.json": recovery_json_schema(),
         "series.schema.json": series_json_schema(),
     }

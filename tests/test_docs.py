@@ -19,7 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path for path in (*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
 )
-_INPUTS = ("base", "tuned", "reference", "path", "paths", "like", "directories", "pairs", "run", "runs")
+_INPUTS = (
+    "base",
+    "tuned",
+    "full",
+    "sub",
+    "reference",
+    "path",
+    "paths",
+    "like",
+    "directories",
+    "pairs",
+    "run",
+    "runs",
+)
 _MINUTES = ("study",)
 """Commands without inputs that take minutes; tests of their own run them."""
 
@@ -129,8 +142,9 @@ def _parse(arguments: list[str]) -> click.Context:
 
 
 def _inputs_exist(context: click.Context) -> bool:
+    choices = {p.name for p in context.command.params if isinstance(p.type, click.Choice)}
     for name in _INPUTS:
-        value = context.params.get(name)
+        value = None if name in choices else context.params.get(name)
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not Path(str(item)).exists():
                 return False
