@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -168,6 +169,14 @@ def test_a_killed_study_leaves_a_folder_that_goes_on(tmp_path) -> None:
         lab_study(tmp_path / "out", smoke=True, processes=1, on_job=stop)
     assert done == ["grpo-fp32-seed0"]
     assert metrics.read_bytes().count(b"\n") == 30
+
+
+def test_an_error_of_a_worker_reaches_the_caller_whole() -> None:
+    error = OutputError("out", "is a file", expected="a directory", remedy="choose another -o")
+    copied = pickle.loads(pickle.dumps(error))
+    assert type(copied) is OutputError
+    assert str(copied) == str(error)
+    assert (copied.subject, copied.remedy) == ("out", "choose another -o")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
