@@ -133,6 +133,7 @@ def test_the_folder_holds_the_page_the_record_and_every_figure(study) -> None:
     assert page.count("<svg ") == len(keys) + 1
     for claim in report.claims:
         assert f'id="{claim.key}"' in page
+    assert "fitted to what short runs give" in page, "the page says what was changed after looking"
 
 
 def test_a_finished_study_is_not_repeated_and_ends_in_the_same_bytes(study) -> None:
