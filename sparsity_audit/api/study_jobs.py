@@ -234,7 +234,7 @@ def _series(folder: Path, *, run: str) -> SeriesFacts:
 
 def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) -> PruneFacts:
     saved = read_run(_run(folder, run))
-
+    whole: RunFacts = _stored(folder, f"judge-{run}", RunFacts)
     with tempfile.TemporaryDirectory(prefix="sparsity-audit-") as scratch:
         found = prune(saved.reference, saved.path / "final", Path(scratch) / "pruned", keep=keeps, workers=1)
         points = tuple(
@@ -248,8 +248,8 @@ def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) ->
         )
     return PruneFacts(
         run=run,
-        base_accuracy=_judged(saved.reference, num_prompts).accuracy,
-        accuracy=_judged(saved.path / "final", num_prompts).accuracy,
+        base_accuracy=whole.base_accuracy,
+        accuracy=whole.accuracy,
         points=points,
     )
 

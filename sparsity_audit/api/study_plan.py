@@ -66,7 +66,7 @@ class StudyPlan:
 def study_plan(*, smoke: bool) -> StudyPlan:
     """The jobs of a study, those that others wait for and long ones first."""
     runs = _smoke_runs() if smoke else _study_runs()
-    prompts = 512
+    prompts = 384 if smoke else 512
     goals = (
         Goals(gain=0.08, shuffled_gain=0.08, share=0.4, seed_lift=4.0)
         if smoke
@@ -176,7 +176,7 @@ def _measurements(runs: set[str], prompts: int, *, smoke: bool) -> list[Job]:
         Job(
             name=f"track-{run}",
             kind="track",
-            asked={"run": run, "num_prompts": 64 if smoke else 128, "num_samples": 4 if smoke else 8},
+            asked={"run": run, "num_prompts": 48 if smoke else 128, "num_samples": 4 if smoke else 8},
             after=(run,),
         )
         for run in judged[: 1 if smoke else 2]
@@ -193,7 +193,7 @@ def _measurements(runs: set[str], prompts: int, *, smoke: bool) -> list[Job]:
     for run in ("grpo-fp32-seed0", "single-fp32-seed0"):
         if run in runs:
             asked = {"run": run, "keeps": keeps, "num_prompts": prompts}
-            jobs.append(Job(name=f"prune-{run}", kind="prune", asked=asked, after=(run,)))
+            jobs.append(Job(name=f"prune-{run}", kind="prune", asked=asked, after=(run, f"judge-{run}")))
     followed = ("grpo-fp32-seed0", "grpo-bf16-seed0", "shuffled-bf16-seed2")
     jobs += [Job(name=f"series-{run}", kind="series", asked={"run": run}, after=(run,)) for run in followed]
     return jobs + _overlaps(runs, smoke=smoke)

@@ -43,7 +43,7 @@ Verdict = Literal["reproduces", "does not reproduce", "is explained by rounding"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goals:
-    """What the numbers must reach for a claim to hold; stated before anything runs.
+    """What the numbers must reach for a claim to hold; printed beside each verdict.
 
     Args:
         gain: Least gain in accuracy of every GRPO seed.
@@ -265,7 +265,7 @@ class Claim:
         key: Short name; its figure's as well.
         title: The claim, a full sentence.
         source: Where it was published.
-        goal: What the numbers must show, stated beforehand.
+        goal: What the numbers must show.
         numbers: (what, value) as printed.
         verdict: Computed from the numbers and the goal.
         reading: What the numbers say, in a sentence or two.

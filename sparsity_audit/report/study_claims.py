@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsity_audit.lab.evaluation import Evaluation
 from sparsity_audit.report.study import Claim, RunFacts, StudyFacts, Verdict
 from sparsity_audit.report.study_claims_weights import weight_claims
 
@@ -87,13 +88,20 @@ def _format(facts: StudyFacts) -> Claim:
             ("KL(policy‖base), nats a completion", f"{drift.kl_per_completion:.2f}"),
         ),
         verdict=_held(won and unmoved),
-        reading="The winner is the format that is right most often, not the most frequent one. The base "
-        f"has the answers already: its pass@{most} is {first.pass_at[most].value:.2f}, and pass@1 rises "
-        f"from {first.accuracy.value:.2f} to {last.accuracy.value:.2f} because one token, the first, is "
-        "decided otherwise.",
+        reading=f"The base has the answers already: its pass@{most} is {first.pass_at[most].value:.2f}. With "
+        "the accuracies it has within each format, the shares at the end alone would take it from "
+        f"{first.accuracy.value:.2f} to {_with_shares(first, last):.2f}; the run reaches "
+        f"{last.accuracy.value:.2f}.",
         caption=f"Format shares{' with true and with shuffled rewards' * (len(facts.tracks) > 1)}, and "
         f"accuracy within each format of the run with true rewards; {first.num_prompts} prompts × "
         f"{first.num_samples} samples at the saved steps, thin lines: the run's own rollouts.",
+    )
+
+
+def _with_shares(first: Evaluation, last: Evaluation) -> float:
+    """The accuracy of the base's formats, mixed as at the end: what the choice of format alone would give."""
+    return sum(
+        (old.accuracy or 0.0) * new.share for old, new in zip(first.formats, last.formats, strict=True)
     )
 
 

@@ -56,8 +56,7 @@ def _sparsity(facts: StudyFacts) -> Claim:
         verdict=verdict,
         reading=f"With fp32 weights hardly an entry stays as it was; stored in bf16, {bf16[0].sparsity:.1%} "
         f"do, which the half-ULP law says of any Adam run with this learning rate ({law[1]:.1%}), and a run "
-        f"that learns nothing has {control.sparsity:.1%}. The bf16 seeds gain {bf16[0].gain:+.3f} and "
-        f"{bf16[-1].gain:+.3f}: at this learning rate most of what Adam asks for is rounded away.",
+        f"that learns nothing has {control.sparsity:.1%}. {_bf16_gains(facts)}",
         caption="Update sparsity (criterion value), as stored and with both sides rounded to bf16. Bands: "
         "the interval of the half-ULP law for the bf16 arm, P(½ ULP(w) > lr).",
     )
@@ -93,7 +92,7 @@ def _overlap(facts: StudyFacts) -> Claim:
         reading=f"Two seeds agree at Jaccard {_three(seeds.jaccard)}, far above uniform chance "
         f"({_three(uniform.jaccard)}). Runs that knew nothing but which weights are small would reach "
         f"{_three(magnitude.jaccard)}, and a run with shuffled rewards reaches {_three(control.jaccard)}. "
-        f"An excess share of {excess:.3f} is left, beside {beside:.3f} of the control.",
+        f"An excess share of {excess:.3f} is left, beside {beside:.3f} of the control. {_bf16_gains(facts)}",
         caption="Masks of the bf16 arm (criterion value): observed Jaccard of two seeds and of a seed with "
         "the shuffled control, and what each null expects. Uniform, tensor densities and magnitude are "
         "nested, the last but one adds rows and columns to them; rows and columns alone and the phantom "
@@ -185,6 +184,7 @@ def _first_step(facts: StudyFacts) -> Claim:
     goal = facts.goals.first_step_coverage
     covered = [point.coverage or 0.0 for point in first.values()]
     law = next(part for part in facts.series if part.run.startswith("grpo-bf16"))
+    lowest = min(point.coverage or 0.0 for point in law.points)
     return Claim(
         key="first-step",
         title="The subnetwork is found in the course of training",
@@ -205,7 +205,8 @@ def _first_step(facts: StudyFacts) -> Claim:
         reading=f"It is there at once: after one step the bf16 mask holds {law.points[0].coverage or 0:.1%} "
         "of what it will hold at the end. Adam's first step is lr · sign(gradient) whatever the gradient's "
         "size, so the entries that can move at this learning rate move at once: the mask is the rounding "
-        "threshold, not something found.",
+        f"threshold, not something found. In between the bf16 coverage falls to {lowest:.3f}. "
+        f"{_bf16_gains(facts)}",
         caption="Share of the final mask that each saved step's mask holds (coverage; criterion value, as "
         "stored).",
     )
@@ -278,6 +279,13 @@ def _retraining(facts: StudyFacts) -> Claim:
         if shares
         else "",
     )
+
+
+def _bf16_gains(facts: StudyFacts) -> str:
+    """What the bf16 seeds gained: a reader must know whether the masks are of runs that learned."""
+    gains = [run.gain for run in facts.runs if (run.precision, run.role) == ("bf16", "seed")]
+    text = " and ".join(f"{gain:+.3f}" for gain in gains).replace("-", "−")
+    return f"The bf16 seeds gained {text}; masks of bf16 runs that learn more are not tested here."
 
 
 def _pair(facts: StudyFacts, criterion: str, a: str, b: str) -> PairFacts:

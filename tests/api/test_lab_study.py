@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_masks_cannot_tell_the_control_but_movements_can(report) -> None:
     assert abs(seeds.jaccard - control.jaccard) < 0.05
     assert seeds.jaccard > 5 * seeds.chance("uniform").jaccard
     assert seeds.chance("magnitude").excess_share < 0.3
-    assert seeds.cosine > 2 * abs(control.cosine)
+    assert seeds.cosine > control.cosine + 0.03
 
 
 def test_after_one_step_the_mask_is_nearly_the_final_one(report) -> None:
@@ -132,6 +133,7 @@ def test_the_folder_holds_the_page_the_record_and_every_figure(study) -> None:
     assert page.count("<svg ") == len(keys) + 1
     for claim in report.claims:
         assert f'id="{claim.key}"' in page
+    assert "fitted to what short runs give" in page, "the page says what was changed after looking"
 
 
 def test_a_finished_study_is_not_repeated_and_ends_in_the_same_bytes(study) -> None:
@@ -168,6 +170,14 @@ def test_a_killed_study_leaves_a_folder_that_goes_on(tmp_path) -> None:
         lab_study(tmp_path / "out", smoke=True, processes=1, on_job=stop)
     assert done == ["grpo-fp32-seed0"]
     assert metrics.read_bytes().count(b"\n") == 30
+
+
+def test_an_error_of_a_worker_reaches_the_caller_whole() -> None:
+    error = OutputError("out", "is a file", expected="a directory", remedy="choose another -o")
+    copied = pickle.loads(pickle.dumps(error))
+    assert type(copied) is OutputError
+    assert str(copied) == str(error)
+    assert (copied.subject, copied.remedy) == ("out", "choose another -o")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
