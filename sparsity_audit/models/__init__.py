@@ -1,0 +1,1 @@
+"""Causal language models behind one protocol: loading, sampling with a cache, scoring in chunks."""
