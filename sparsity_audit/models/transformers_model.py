@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,10 @@ from sparsity_audit.errors import (
     UnsupportedFormatError,
     UsageError,
 )
+from sparsity_audit.models.facts import ModelFacts
+from sparsity_audit.models.transformers_tokenizer import TransformersTokenizer
 
-__all__ = ["ModelDType", "TransformersModel", "TransformersTokenizer", "load_transformers_model"]
+__all__ = ["ModelDType", "TransformersModel", "load_transformers_facts", "load_transformers_model"]
 
 ModelDType = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -55,66 +57,6 @@ class _Cache:
                 "a layer keeps a state that rows cannot be taken from",
                 expected="attention layers (recurrent and hybrid models are not supported)",
             ) from error
-
-
-class TransformersTokenizer:
-    """A tokenizer with the ids its model ends on.
-
-    Args:
-        tokenizer: Of `AutoTokenizer`.
-        eos_ids: Ids that end a completion, from the generation config and the tokenizer.
-        name: For errors.
-    """
-
-    def __init__(self, tokenizer: Any, *, eos_ids: tuple[int, ...], name: str) -> None:
-        self._tokenizer, self.eos_ids, self._name = tokenizer, eos_ids, name
-
-    @property
-    def pad_id(self) -> int:
-        """The tokenizer's own, or 0: it is masked anyhow."""
-        pad = self._tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text with the special tokens the tokenizer puts around one."""
-        return list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids by the tokenizer's chat template, up to where the assistant begins.
-
-        Raises:
-            UsageError: There is no template, or it refuses the messages.
-        """
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise UsageError(
-                f"{self._name}: tokenizer",
-                "has no chat template",
-                remedy="give `prompt` instead of `messages`, or the other side's template",
-            )
-        try:
-            ids = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
-        except Exception as error:  # a template is a program and raises what it likes
-            raise UsageError(f"{self._name}: chat template", f"refuses the messages: {error}") from error
-        return [int(number) for number in ids]
-
-    def encode_completion(self, text: str) -> list[int]:
-        """Ids of the text alone."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text, special tokens included, spaces as they are."""
-        return self._tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-    def vocabulary(self) -> dict[str, int]:
-        """Token → id, added tokens included."""
-        return dict(self._tokenizer.get_vocab())
 
 
 class TransformersModel:
@@ -155,8 +97,7 @@ class TransformersModel:
     @property
     def context_tokens(self) -> int | None:
         """The longest sequence its configuration promises."""
-        found = [getattr(self._config, key, None) for key in _CONTEXT_KEYS]
-        return next((int(number) for number in found if number), None)
+        return _context_tokens(self._config)
 
     def new_cache(self, *, batch: int, capacity: int) -> _Cache:  # noqa: ARG002  (grows as needed)
         """An empty cache."""
@@ -216,11 +157,9 @@ def load_transformers_model(
         CorruptCheckpointError: Its files cannot be read, or weights are missing.
         UsageError: The device is not there.
     """
-    library = _transformers()
-    name = str(reference)
+    library, name = _transformers(), str(reference)
     place, options = _place(reference)
-    config = _loaded(lambda: library.AutoConfig.from_pretrained(place, **options), name)
-    _check_architecture(library, config, name)
+    config = _config(library, place, options, name)
     _check_device(device)
     model, info = _loaded(
         lambda: library.AutoModelForCausalLM.from_pretrained(
@@ -236,10 +175,42 @@ def load_transformers_model(
             expected=f"all weights of a {type(model).__name__}",
             remedy="was it saved without its head, or as another kind of model?",
         )
+    tokenizer = _tokenizer(library, place, options, name)
+    return TransformersModel(model.eval().to(device), tokenizer, name=name)
+
+
+def load_transformers_facts(reference: str | Path) -> ModelFacts:
+    """What is known of a model before its weights are read. Raises as `load_transformers_model`."""
+    library, name = _transformers(), str(reference)
+    place, options = _place(reference)
+    config = _config(library, place, options, name).get_text_config(decoder=True)
+    return ModelFacts(
+        name=name,
+        loader="transformers",
+        tokenizer=_tokenizer(library, place, options, name),
+        vocab_size=int(config.vocab_size),
+        context_tokens=_context_tokens(config),
+    )
+
+
+def _config(library: Any, place: str, options: dict[str, Any], name: str) -> Any:
+    config = _loaded(lambda: library.AutoConfig.from_pretrained(place, **options), name)
+    _check_architecture(library, config, name)
+    return config
+
+
+def _tokenizer(library: Any, place: str, options: dict[str, Any], name: str) -> TransformersTokenizer:
     tokenizer = _loaded(lambda: library.AutoTokenizer.from_pretrained(place, **options), name)
-    model = model.eval().to(device)
-    ends = TransformersTokenizer(tokenizer, eos_ids=_eos_ids(model, tokenizer), name=name)
-    return TransformersModel(model, ends, name=name)
+    try:
+        generation = library.GenerationConfig.from_pretrained(place, **options)
+    except (OSError, ValueError):
+        generation = None  # a folder need not have one; the tokenizer has its end token all the same
+    return TransformersTokenizer(tokenizer, eos_ids=_eos_ids(generation, tokenizer), name=name)
+
+
+def _context_tokens(config: Any) -> int | None:
+    found = [getattr(config, key, None) for key in _CONTEXT_KEYS]
+    return next((int(number) for number in found if number), None)
 
 
 def _place(reference: str | Path) -> tuple[str, dict[str, Any]]:
@@ -285,11 +256,10 @@ def _check_device(device: str) -> None:
         raise UsageError("device", f"{device!r} is not there", expected="cpu, cuda, cuda:1, …") from error
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def _eos_ids(generation: Any, tokenizer: Any) -> tuple[int, ...]:
     """From the generation config, which may name several, and the tokenizer."""
-    config = getattr(model, "generation_config", None)
     found: list[int] = []
-    for ids in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
+    for ids in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
         found += [ids] if isinstance(ids, int) else list(ids or [])
     return tuple(dict.fromkeys(int(number) for number in found))
 

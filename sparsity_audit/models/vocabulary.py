@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsity_audit.errors import UsageError
+from sparsity_audit.models.facts import ModelFacts
 from sparsity_audit.models.protocol import LanguageModel
 
 __all__ = ["SharedVocabulary", "check_same_vocabulary", "shared_vocabulary"]
@@ -34,9 +35,9 @@ class SharedVocabulary:
 
 
 def check_same_vocabulary(
-    base: LanguageModel, tuned: LanguageModel, *, common_prefix: bool = False
+    base: LanguageModel | ModelFacts, tuned: LanguageModel | ModelFacts, *, common_prefix: bool = False
 ) -> SharedVocabulary:
-    """What two loaded models share; see `shared_vocabulary`."""
+    """What two models share; see `shared_vocabulary`."""
     return shared_vocabulary(
         base.tokenizer.vocabulary(),
         tuned.tokenizer.vocabulary(),
