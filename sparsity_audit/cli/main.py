@@ -31,6 +31,7 @@ _COMMANDS = {
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
     "recovery": ("recovery_command", "recovery", "Judge a retrained subnetwork against the full run."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
+    "tokens": ("tokens_commands", "tokens", "Compare what two models say: which tokens RL changed."),
 }
 
 

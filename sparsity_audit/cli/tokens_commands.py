@@ -1,0 +1,22 @@
+"""`sparsity-audit tokens`: what two models say, token by token."""
+
+from __future__ import annotations
+
+import click
+
+from sparsity_audit.cli.tokens_diverge_command import diverge
+
+__all__ = ["tokens"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def tokens() -> None:
+    """Compare what two models say, token by token: any two causal models of one vocabulary, or the lab's.
+
+    \b
+    Example:
+      sparsity-audit tokens diverge mix mix --task addition --num-prompts 8
+    """
+
+
+tokens.add_command(diverge)
