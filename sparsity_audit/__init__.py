@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import render as render
     from sparsity_audit.api.series import series as series
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
+    from sparsity_audit.api.tokens_series import tokens_series as tokens_series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
     from sparsity_audit.training.freeze import freeze_outside as freeze_outside
@@ -89,6 +90,7 @@ _HOMES = {
     "render": "api.render",
     "series": "api.series",
     "tokens_diverge": "api.tokens_diverge",
+    "tokens_series": "api.tokens_series",
     "verify_frozen": "training.verify",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sparsity_audit.cli.tokens_diverge_command import diverge
+from sparsity_audit.cli.tokens_series_command import series
 
 __all__ = ["tokens"]
 
@@ -20,3 +21,4 @@ def tokens() -> None:
 
 
 tokens.add_command(diverge)
+tokens.add_command(series)
