@@ -264,11 +264,21 @@ class FullFacts:
         return next((table.seeds for table in self.sweeps if table.key == sweep), ())
 
     def base_of(self, run: FullRun) -> BaseFacts:
-        """The base of a run."""
+        """The base of a run, judged on the run's own task and length."""
+        return self._base(run, *run.own)
+
+    def start_of(self, run: FullRun, digits: int | None = None) -> Test:
+        """The base of a run on the run's own task, at its own length or another one."""
+        task, length = run.own
+        return self._base(run, task, digits or length).test(task, digits or length)
+
+    def _base(self, run: FullRun, task: str, digits: int) -> BaseFacts:
+        wanted = (run.sweep, run.base, run.base_seed, task, digits)
         return next(
             base
             for base in self.bases
-            if (base.sweep, base.name, base.seed) == (run.sweep, run.base, run.base_seed)
+            for test in base.tests
+            if (base.sweep, base.name, base.seed, test.task, test.digits) == wanted
         )
 
 
