@@ -58,7 +58,7 @@ def lab_study_full(
     total = sum(len(part.jobs) for part in chosen)
     with claimed(folder, plan.size):
         _announce(chosen, processes, on_note)
-        done = 0
+        done, report = 0, None
         for part in chosen:
             started = time.perf_counter()
             cpu_s = run_jobs(
@@ -73,6 +73,7 @@ def lab_study_full(
             _note_times(folder, part.part, {"wall_s": wall_s, "cpu_s": cpu_s, "processes": processes})
             report = _write(folder, plan)
             on_note(f"part {part.part} is done: {wall_s / 60:.1f} min")
+    assert report is not None, "one part at least is asked for"
     return report
 
 

@@ -30,8 +30,8 @@ from sparsity_audit.report.study_full import (
     CriticalFacts,
     FullRun,
     GridFacts,
+    Outcome,
     PairKind,
-    Test,
 )
 from sparsity_audit.stats.overlap import NULL_ORDER
 from sparsity_audit.types import View
@@ -118,7 +118,9 @@ def _pretrain_command(path: Path) -> str:
     return f"sparsity-audit lab pretrain --base {name} --seed {seed}{size}{mixture}{until} -o {path.name}"
 
 
-def _tested(path: Path, task: str, digits: int, *, num_prompts: int, reference: Path | None = None) -> Test:
+def _tested(
+    path: Path, task: str, digits: int, *, num_prompts: int, reference: Path | None = None
+) -> Outcome:
     found = lab_evaluate(
         path,
         task=task,
@@ -129,7 +131,7 @@ def _tested(path: Path, task: str, digits: int, *, num_prompts: int, reference: 
         reference=reference,
         betas=(1.0,),
     )
-    return Test(
+    return Outcome(
         task=task,
         digits=digits,
         accuracy=found.accuracy,

@@ -267,4 +267,6 @@ def _shrunk(sweep: Sweep) -> Sweep:
         )
         for name, spec in sweep.bases.items()
     }
-    return replace(sweep, common={**sweep.common, **small}, arms=arms, bases=bases, num_prompts=32)
+    return replace(
+        sweep, common={**sweep.common, **small}, arms=arms, bases=bases, seeds=sweep.seeds[:2], num_prompts=32
+    )

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PARTS", "SWEEPS", "BaseSpec", "Sweep", "TestSpec"]
+__all__ = ["PARTS", "SWEEPS", "BaseSpec", "JudgedOn", "Sweep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSpec:
+class JudgedOn:
     """What policies are judged on: a task at one length."""
 
     task: str = "addition"
@@ -60,7 +60,7 @@ class Sweep:
     common: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...] = (0, 1)
-    tests: tuple[TestSpec, ...] = ()
+    tests: tuple[JudgedOn, ...] = ()
     num_prompts: int = 512
     bases: Mapping[str, BaseSpec] = field(default_factory=dict)
 
@@ -158,7 +158,7 @@ TRANSFER = Sweep(
         for base in ("mix", "single")
         for length, shuffled in ((3, False), (4, False), (3, True))
     },
-    tests=(TestSpec(digits=4), TestSpec(digits=3)),
+    tests=(JudgedOn(digits=4), JudgedOn(digits=3)),
 )
 
 _MIXTURES = {

@@ -30,10 +30,10 @@ __all__ = [
     "FullRun",
     "FullVerdict",
     "GridFacts",
+    "Outcome",
     "PairKind",
     "SweepTable",
     "Table",
-    "Test",
     "study_full_json_schema",
     "study_full_to_json",
 ]
@@ -45,7 +45,7 @@ FullVerdict = Literal["reproduces", "does not reproduce", "is explained", "undec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Test:
+class Outcome:
     """A policy on one task at one length.
 
     Args:
@@ -96,9 +96,9 @@ class BaseFacts:
     seed: int | None
     command: str
     parameters: int
-    tests: tuple[Test, ...]
+    tests: tuple[Outcome, ...]
 
-    def test(self, task: str, digits: int) -> Test:
+    def test(self, task: str, digits: int) -> Outcome:
         """The test of that task and length."""
         return _test(self.tests, task, digits)
 
@@ -136,7 +136,7 @@ class FullRun:
     precision: str
     lr: float
     own: tuple[str, int]
-    tests: tuple[Test, ...]
+    tests: tuple[Outcome, ...]
     sparsity: float
     served_sparsity: float
     half_ulp: tuple[float, float, float] | None
@@ -145,12 +145,12 @@ class FullRun:
     weight_mean: float | None
     warnings: tuple[str, ...]
 
-    def test(self, task: str = "addition", digits: int = 4) -> Test:
+    def test(self, task: str = "addition", digits: int = 4) -> Outcome:
         """The test of that task and length."""
         return _test(self.tests, task, digits)
 
 
-def _test(tests: Iterable[Test], task: str, digits: int) -> Test:
+def _test(tests: Iterable[Outcome], task: str, digits: int) -> Outcome:
     return next(test for test in tests if (test.task, test.digits) == (task, digits))
 
 
@@ -267,7 +267,7 @@ class FullFacts:
         """The base of a run, judged on the run's own task and length."""
         return self._base(run, *run.own)
 
-    def start_of(self, run: FullRun, digits: int | None = None) -> Test:
+    def start_of(self, run: FullRun, digits: int | None = None) -> Outcome:
         """The base of a run on the run's own task, at its own length or another one."""
         task, length = run.own
         return self._base(run, task, digits or length).test(task, digits or length)

@@ -80,9 +80,8 @@ def _degree(facts: FullFacts) -> FullClaim:
         + ".",
         tables=(_table(facts),),
         caption="Accuracy before and after RL by steps of pretraining, for operands of identical and of "
-        "varying "
-        "lengths (bases have seen identical ones alone); a line a seed, 95 % intervals over problems. Right: "
-        "number of critical positions of the base.",
+        "varying lengths (bases have seen identical ones alone); a line a seed, 95 % intervals over "
+        "problems. Right: number of critical positions of the base.",
     )
 
 
@@ -135,16 +134,13 @@ def _operands(facts: FullFacts) -> FullClaim:
         title=_TITLES["operands"],
         source=_SOURCE,
         goal="for every base some position is critical with varying lengths that is not with identical "
-        "ones; it "
-        "does not reproduce where that is so for none",
+        "ones; it does not reproduce where that is so for none",
         verdict=verdict,
         reading=f"With varying lengths {sum(map(bool, fresh))} of {len(pairs)} bases have critical "
-        f"positions that "
-        f"they do not have with identical ones, {sum(map(bool, lost))} lose some, and {less} are less "
-        f"certain on "
-        "average. A position is decisive only where the solution can still be finished: bases that hardly "
-        "solve "
-        "varying lengths have few decisive positions, however much they hesitate.",
+        f"positions that they do not have with identical ones, {sum(map(bool, lost))} lose some, and {less} "
+        "are less certain on average. A position is decisive only where the solution can still be "
+        "finished: bases that hardly solve varying lengths have few decisive positions, however much they "
+        "hesitate.",
         tables=(
             Table(
                 title="Critical positions of each base (the letter is 0, each digit has five characters)",
@@ -160,8 +156,7 @@ def _operands(facts: FullFacts) -> FullClaim:
         ),
         caption="ΔJ by position of the written solution (format S) for each base of seed "
         f"{facts.criticals[0].seed}: below 0 the base hesitates more than on average; filled marks are "
-        f"critical. "
-        f"{facts.criticals[0].found.num_prompts} problems.",
+        f"critical. {facts.criticals[0].found.num_prompts} problems.",
     )
 
 
@@ -263,10 +258,9 @@ def draw_operands(facts: FullFacts) -> Figure:
     figure = Figure(figsize=(WIDTHS[2], 1.35 * len(degrees) + 0.5))
     panels = figure.subplots(len(degrees), 1, sharex=True, squeeze=False)[:, 0]
     for axes, degree in zip(panels, degrees, strict=True):
+        by_operands = {f.operands: f.found for f in facts.criticals if (f.degree, f.seed) == (degree, seed)}
         for number, operands in enumerate(_OPERANDS):
-            found = next(
-                f.found for f in facts.criticals if (f.degree, f.operands, f.seed) == (degree, operands, seed)
-            )
+            found = by_operands[operands]
             for position in found.positions:
                 axes.plot(
                     position.index + 0.3 * (number - 0.5),
@@ -282,7 +276,7 @@ def draw_operands(facts: FullFacts) -> Figure:
                     [position.index for position in found.positions],
                     [{"<eos>": "⏎"}.get(p.example, p.example) for p in found.positions],
                 )
-        for start in range(1, len(found.positions), 10):
+        for start in range(1, len(by_operands[_OPERANDS[0]].positions), 10):
             axes.axvspan(start - 0.5, start + 4.5, color=PALE, alpha=0.4, linewidth=0)
         axes.axhline(0, color=PALE, linewidth=0.8)
         axes.set_ylabel("ΔJ")

@@ -74,8 +74,7 @@ def divergence_claims(facts: FullFacts) -> tuple[FullClaim, ...]:
             "them.",
             tables=(_runs(facts), _differences(facts)),
             caption="Accuracy of each arm, one mark a seed, with 95 % intervals over problems. Line: the "
-            "base; "
-            "dashed: the baseline's mean over seeds.",
+            "base; dashed: the baseline's mean over seeds.",
         ),
     )
 

@@ -98,14 +98,14 @@ def _transfer(facts: FullFacts) -> FullClaim:
         title=_TITLES["transfer"],
         source=_SOURCE,
         goal=f"gain at four digits after RL on three, on bases mix and single: {RULE}. It is explained by "
-        f"the "
-        f"choice of format where it holds on mix alone, and choosing gives ≥ {_CHOICE:.0%} of the gain there",
+        f"the choice of format where it holds on mix alone, and choosing gives ≥ {_CHOICE:.0%} of the gain "
+        "there",
         verdict=verdict,
         explained_by="the choice of format" if verdict == "is explained" else "",
         reading="Gain at four digits after RL on three: "
         + "; ".join(
             f"{base} {', '.join(shown_interval(gain) for gain in found)}"
-            + ("" if shares[base] is None else f", {percent(shares[base])} of what RL on four digits gains")
+            + ("" if (part := shares[base]) is None else f", {percent(part)} of what RL on four digits gains")
             for base, found in gains.items()
         )
         + f". On mix the choice of format alone would give {', '.join(map(signed, chosen))}"
@@ -113,8 +113,8 @@ def _transfer(facts: FullFacts) -> FullClaim:
         + ".",
         tables=(_transfer_table(facts),),
         caption="Accuracy with four digits (rare in pretraining) and with three, before and after RL on "
-        "either "
-        "length and with shuffled rewards; a mark a seed, 95 % intervals over problems. Lines: the base.",
+        "either length and with shuffled rewards; a mark a seed, 95 % intervals over problems. Lines: the "
+        "base.",
     )
 
 
@@ -204,15 +204,13 @@ def _collapse(facts: FullFacts) -> FullClaim:
         title=_TITLES["collapse"],
         source=_SOURCE,
         goal=f"one format has a share of at least {_COLLAPSED:g} at the end in every run of every "
-        f"mixture; it does "
-        "not reproduce where none has",
+        "mixture; it does not reproduce where none has",
         verdict=verdict,
         reading=f"{sum(share >= _COLLAPSED for share in shares)} of {len(runs)} runs end with a format above "
         f"{_COLLAPSED:g}; the winner's share is {min(shares):.2f} to {max(shares):.2f}.",
         tables=(_format_table(facts, "mixtures"),),
         caption="Format shares before (left bar) and after RL (right bar) by mixture and seed; numbers: "
-        "accuracy "
-        "within the format, where it has a share of at least .05.",
+        "accuracy within the format, where it has a share of at least .05.",
     )
 
 
@@ -235,12 +233,10 @@ def _winner(facts: FullFacts) -> FullClaim:
         title=_TITLES["winner"],
         source=_SOURCE,
         goal="in every run whose base is best in another format than its most frequent one, the best one "
-        "has the "
-        "largest share at the end; it does not reproduce where that happens in none",
+        "has the largest share at the end; it does not reproduce where that happens in none",
         verdict=verdict,
         reading=f"In {len(apart)} of {len(told)} runs the base's best and most frequent formats differ; "
-        f"the best "
-        f"one wins in {sum(won)} of them, the most frequent one in "
+        f"the best one wins in {sum(won)} of them, the most frequent one in "
         f"{sum(end == most for most, _, end in apart)}.",
         tables=(),
         caption="",
@@ -264,8 +260,7 @@ def _scale(facts: FullFacts) -> FullClaim:
         title=_TITLES["scale"],
         source=_SOURCE,
         goal="all seeds of a size select one format, and another one than the other size's; it does not "
-        "reproduce "
-        "where it is the same one",
+        "reproduce where it is the same one",
         verdict=verdict,
         reading="; ".join(
             f"{size} ({sizes[size]:,} parameters): {', '.join(found)}" for size, found in winners.items()
@@ -273,8 +268,7 @@ def _scale(facts: FullFacts) -> FullClaim:
         + ". Two sizes a factor of five apart, with one base each, are no law of scale.",
         tables=(_format_table(facts, "scale"),),
         caption="Format shares before (left bar) and after RL (right bar) by size and seed; numbers: "
-        "accuracy "
-        "within the format, where it has a share of at least .05.",
+        "accuracy within the format, where it has a share of at least .05.",
     )
 
 

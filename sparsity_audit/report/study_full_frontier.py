@@ -217,7 +217,7 @@ def draw_frontier(facts: FullFacts) -> Figure:
 def _draw_line(axes: Axes, runs: Sequence[FullRun], number: int, label: str) -> None:
     accuracies = [run.tests[0].accuracy for run in runs]
     axes.errorbar(
-        [run.tests[0].kl for run in runs],
+        [run.tests[0].kl or 0.0 for run in runs],
         [figure.value for figure in accuracies],
         yerr=error_bars(accuracies),
         color=COLOURS[number],

@@ -65,12 +65,10 @@ def _same(facts: FullFacts, grid: GridFacts) -> FullClaim:
         verdict=verdict,
         explained_by="rounding" if verdict == "is explained" else "",
         reading=f"Jaccard is {_span([kind.jaccard for kind in kinds])} over all kinds of pairs, "
-        f"magnitudes alone "
-        f"expect {_span([kind.chance.get('magnitude') for kind in kinds])}, and pairs with the shuffled "
-        f"control "
-        f"have {_number(control and control.jaccard)}. Excess share over magnitude: {_span(known)}, with the "
-        f"control {_number(control and control.excess.get('magnitude'))}. The runs gained "
-        f"{signed(min(gains))} to {signed(max(gains))}.",
+        f"magnitudes alone expect {_span([kind.chance.get('magnitude') for kind in kinds])}, and pairs with "
+        f"the shuffled control have {_number(control and control.jaccard)}. Excess share over magnitude: "
+        f"{_span(known)}, with the control {_number(control and control.excess.get('magnitude'))}. The runs "
+        f"gained {signed(min(gains))} to {signed(max(gains))}.",
         tables=(_kinds_table(grid), _factor_table(grid)),
         caption="Mean Jaccard of pairs by the factors in which they differ, observed and expected under each "
         "null; left the mask of all changed entries (value, stored in bf16), right the largest 1 % of "
@@ -99,8 +97,8 @@ def _decides(grid: GridFacts) -> FullClaim:
         title=_TITLES["grid-largest"],
         source="2505.11711 (Table 4: overlap falls most with other data)",
         goal=f"pairs that differ in the data alone have a smaller excess share over {null} than pairs "
-        f"that differ "
-        f"in the seed or in the algorithm alone, and the controlled difference for data has p ≤ {_LEVEL:g}",
+        "that differ in the seed or in the algorithm alone, and the controlled difference for data has p ≤ "
+        f"{_LEVEL:g}",
         verdict=verdict,
         reading="Excess share of pairs that differ in one factor alone: "
         + ", ".join(f"{factor} {_number(value)}" for factor, value in alone.items())

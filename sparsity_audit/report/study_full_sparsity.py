@@ -118,17 +118,14 @@ def _kl_and_clip(facts: FullFacts, found: dict[str, dict[str, _Contrast]]) -> Fu
         verdict=verdict,
         reading=f"With and without a KL penalty sparsity differs by {found['bf16'][_KL]} in bf16, with and "
         f"without a clip by {found['bf16'][_CLIP]}; served from fp32 by "
-        f"{found['fp32, served in bf16'][_KL]} and {found['fp32, served in bf16'][_CLIP]}. The penalty takes "
-        f"KL(policy‖base) from {_range(kls['off-fp32'])} to {_range(kls['off-kl-fp32'])} nats a "
-        f"completion, and "
-        f"the clip silences {100 * sum(clipped) / len(clipped):.2f} % of the tokens of stale data. "
-        f"On-policy, with "
-        "one update a step, the ratio is 1 and a clip cannot act.",
+        f"{found['fp32, served in bf16'][_KL]} and {found['fp32, served in bf16'][_CLIP]}. The penalty "
+        f"takes KL(policy‖base) from {_range(kls['off-fp32'])} to {_range(kls['off-kl-fp32'])} nats a "
+        f"completion, and the clip silences {100 * sum(clipped) / len(clipped):.2f} % of the tokens of "
+        "stale data. On-policy, with one update a step, the ratio is 1 and a clip cannot act.",
         tables=(_arm_table(facts), _contrast_table(found)),
         caption="Update sparsity (criterion value) of all arms and seeds: fp32 as stored and served in bf16 "
         "(left), stored in bf16 (right, with the half-ULP law for AdamW at this rate). Off-policy: 2 "
-        "epochs × "
-        "2 minibatches.",
+        "epochs × 2 minibatches.",
     )
 
 
@@ -157,10 +154,9 @@ def _on_policy(found: dict[str, dict[str, _Contrast]]) -> FullClaim:
         verdict=verdict,
         explained_by="the number of updates" if verdict == "is explained" else "",
         reading=f"In bf16 on-policy runs differ by {rollouts} from off-policy ones with the same rollouts "
-        f"and "
-        f"four times the updates, and by {updates} from those with as many updates. Served from fp32 it is "
-        f"{served[_ROLLOUTS]} and {served[_UPDATES]}: what moves the served sparsity is how far weights have "
-        "come, not how fresh the data are."
+        f"and four times the updates, and by {updates} from those with as many updates. Served from fp32 it "
+        f"is {served[_ROLLOUTS]} and {served[_UPDATES]}: what moves the served sparsity is how far weights "
+        "have come, not how fresh the data are."
         if served[_ROLLOUTS].is_positive and served[_UPDATES].is_none
         else f"In bf16 on-policy runs differ by {rollouts} from off-policy ones with the same rollouts and "
         f"four times the updates, and by {updates} from those with as many updates. Served from fp32 it is "
@@ -194,8 +190,9 @@ def _optimizer(facts: FullFacts, found: dict[str, dict[str, _Contrast]]) -> Full
         reading=f"SGD at {ones[0].lr:g} differs from AdamW at {others[0].lr:g} by {contrast} in bf16, and by "
         f"{found['fp32, as stored'][_OPTIMIZER]} as stored in fp32; its accuracy by "
         + " and ".join(shown_interval(gain) for gain in gains)
-        + ". The rate of SGD comes from a pilot with seed 0, AdamW's is the lab's default. AdamW moves every weight by about its rate whatever the gradient; SGD moves them in proportion "
-        "to it, and the rounding of bf16 swallows the small ones.",
+        + ". SGD's rate comes from a pilot with seed 0, AdamW's is the lab's default. AdamW moves every "
+        "weight by about its rate whatever the gradient; SGD moves them in proportion to it, and bf16 "
+        "swallows the small ones.",
         tables=(),
         caption="",
     )
