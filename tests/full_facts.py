@@ -20,7 +20,7 @@ from sparsity_audit.api.study_full_sweeps import (
 from sparsity_audit.lab.critical import Critical, Position, StepProbabilities
 from sparsity_audit.lab.estimators import Estimate, Interval
 from sparsity_audit.lab.evaluation import FormatRecord
-from sparsity_audit.report.study_full import (
+from sparsity_audit.report.study_full_facts import (
     BaseFacts,
     CriticalFacts,
     FullFacts,

@@ -19,8 +19,9 @@ from sparsity_audit.api.study_runner import claimed, run_jobs
 from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.report.output import write_below
-from sparsity_audit.report.study_full import FullFacts, FullReport, SweepTable, study_full_to_json
+from sparsity_audit.report.study_full import FullReport, study_full_to_json
 from sparsity_audit.report.study_full_claims import full_claims
+from sparsity_audit.report.study_full_facts import FullFacts, SweepTable
 
 __all__ = ["lab_study_full"]
 

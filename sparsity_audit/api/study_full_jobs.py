@@ -25,7 +25,7 @@ from sparsity_audit.lab.folder import load_model, resolve_base
 from sparsity_audit.lab.saved_run import SavedRun, read_run
 from sparsity_audit.report.output import write_below
 from sparsity_audit.report.overlap import OverlapReport, PairRecord
-from sparsity_audit.report.study_full import (
+from sparsity_audit.report.study_full_facts import (
     BaseFacts,
     CriticalFacts,
     FullRun,

@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sparsity_audit.report.lab_critical import error_bars
-from sparsity_audit.report.study_full import CriticalFacts, FullClaim, FullFacts, FullRun, FullVerdict, Table
+from sparsity_audit.report.study_full import FullClaim, FullVerdict, Table
+from sparsity_audit.report.study_full_facts import CriticalFacts, FullFacts, FullRun
 from sparsity_audit.report.study_full_judging import (
     RULE,
     by_seed,

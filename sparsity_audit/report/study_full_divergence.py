@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsity_audit.report.lab_critical import error_bars
-from sparsity_audit.report.study_full import FullClaim, FullFacts, FullVerdict, Table
+from sparsity_audit.report.study_full import FullClaim, FullVerdict, Table
+from sparsity_audit.report.study_full_facts import FullFacts
 from sparsity_audit.report.study_full_judging import (
     RULE,
     arm_differences,

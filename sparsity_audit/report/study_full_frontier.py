@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from sparsity_audit.lab.estimators import Interval
 from sparsity_audit.report.lab_critical import error_bars
-from sparsity_audit.report.study_full import FullClaim, FullFacts, FullRun, Table
+from sparsity_audit.report.study_full import FullClaim, Table
+from sparsity_audit.report.study_full_facts import FullFacts, FullRun
 from sparsity_audit.report.study_full_judging import (
     RULE,
     by_seed,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsity_audit.report.study_full import FullClaim, FullFacts, FullVerdict, GridFacts, PairKind, Table
+from sparsity_audit.report.study_full import FullClaim, FullVerdict, Table
+from sparsity_audit.report.study_full_facts import FullFacts, GridFacts, PairKind
 from sparsity_audit.report.study_full_judging import not_measured, signed
 from sparsity_audit.report.style import COLOURS, HATCHES, INK, WIDTHS
 

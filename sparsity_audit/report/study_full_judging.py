@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sparsity_audit.lab.estimators import Estimate, Interval
-from sparsity_audit.report.study_full import FullClaim, FullFacts, FullRun, FullVerdict, Table
+from sparsity_audit.report.study_full import FullClaim, FullVerdict, Table
+from sparsity_audit.report.study_full_facts import FullFacts, FullRun
 
 __all__ = [
     "NEGLIGIBLE",

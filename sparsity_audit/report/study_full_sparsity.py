@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparsity_audit.report.study_full import FullClaim, FullFacts, FullRun, FullVerdict, Table
+from sparsity_audit.report.study_full import FullClaim, FullVerdict, Table
+from sparsity_audit.report.study_full_facts import FullFacts, FullRun
 from sparsity_audit.report.study_full_judging import NEGLIGIBLE, by_seed, not_measured, shown_interval, signed
 from sparsity_audit.report.study_full_judging import difference as accuracy_difference
 from sparsity_audit.report.style import COLOURS, INK, MARKERS, PALE, WIDTHS

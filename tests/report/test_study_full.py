@@ -15,15 +15,9 @@ from hypothesis import strategies as st
 from sparsity_audit.api.study_full_sweeps import PARTS
 from sparsity_audit.lab.estimators import Interval
 from sparsity_audit.report.across_runs import FactorRecord, FactorTable, OverlapMatrix
-from sparsity_audit.report.study_full import (
-    FullFacts,
-    FullReport,
-    GridFacts,
-    PairKind,
-    study_full_json_schema,
-    study_full_to_json,
-)
+from sparsity_audit.report.study_full import FullReport, study_full_json_schema, study_full_to_json
 from sparsity_audit.report.study_full_claims import DRAWERS, full_claims
+from sparsity_audit.report.study_full_facts import FullFacts, GridFacts, PairKind
 from sparsity_audit.report.study_full_frontier import frontier_gap
 from sparsity_audit.report.study_full_judging import NEGLIGIBLE, decided, difference, signed
 from sparsity_audit.report.study_full_page import render_full_study
