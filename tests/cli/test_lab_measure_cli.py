@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,6 +16,7 @@ from sparsity_audit import lab_critical, lab_study, lab_track, lab_train
 from sparsity_audit.cli.lab_measure_commands import critical, study, track
 from sparsity_audit.cli.main import cli
 from sparsity_audit.errors import CheckpointNotFoundError
+from sparsity_audit.report.lab_critical import critical_json_schema
 
 BASE = Path(__file__).parents[1] / "data" / "addition" / "base-bf16"
 
@@ -50,6 +52,7 @@ def test_critical_marks_the_positions_and_follows_the_run(run, tmp_path) -> None
     done = _command(*arguments)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "critical.json").read_bytes())
+    jsonschema.validate(record, critical_json_schema())
     marked = [line for line in done.stdout.splitlines() if line.startswith("  *")]
     assert len(marked) == sum(position["critical"] for position in record["positions"])
     assert "step 2: p(right token)" in done.stdout
