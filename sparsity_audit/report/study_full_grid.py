@@ -105,9 +105,8 @@ def _decides(grid: GridFacts) -> FullClaim:
         + ", ".join(f"{factor} {_number(value)}" for factor, value in alone.items())
         + f"; with the shuffled control {_number(control)}. Controlled difference, alike − unlike: "
         + ", ".join(f"{factor} {_effect(grid, factor)}" for factor in _FACTORS)
-        + ". Other data are another task here. Runs of one seed also see the same problems and, at first, the "
-        "same completions, so that the algorithm alone is the smallest change and not the same as a factor "
-        "of no weight.",
+        + ". Other data are another task here. Runs of one seed see the same problems and, at first, the "
+        "same completions, so that the algorithm alone is the smallest change, and no factor without weight.",
         tables=(_kinds_table(grid), _factor_table(grid)),
         caption="",
     )
