@@ -1,7 +1,7 @@
 """The committed record of a full study: its verdicts, tables and runs, without every field of `study.json`.
 
-Contract: reads a finished study's folder and measures nothing. CPU seconds are those of each part's last
-call; on a machine that did other work they are no measure of speed.
+Contract: reads a finished study's folder and measures nothing. CPU seconds are those of
+calls that ended; on a machine that did other work they are no measure of speed.
 
     sparsity-audit lab study --full -o DIR
     python benchmarks/lab_study_full.py DIR --json benchmarks/results/lab-study-full.json
