@@ -2,8 +2,8 @@
 
 Contract: everything is synthetic and on one thread. `speed` samples completions with one model (the cached
 loop of the package), then scores them with two models and takes all divergences; the bar is a ratio of the
-two times. `memory` scores one sequence of 4,096 tokens over a vocabulary of 150,000 in a process of its own and
-reports what the scoring adds to the peak, against the bound that was asked for and against the logits it
+two times. `memory` scores one sequence of 4,096 tokens over a vocabulary of 150,000 in a process of its own,
+and reports what the scoring adds to the peak, against the bound that was asked for and against the logits it
 never holds.
 
     python benchmarks/tokens.py --json benchmarks/results/tokens.json
