@@ -31,8 +31,8 @@ $(EXTRAS_STAMP): pyproject.toml constraints.txt
 	@touch $(EXTRAS_STAMP)
 
 demo: $(STAMP)
-	$(BIN)/sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0 \
-	    --lr 1e-4 --weights-dtype bf16 -o demo-output --overwrite
+	$(BIN)/sparsity-audit diff examples/addition/base examples/addition/grpo-seed0 \
+	    --lr 2e-4 --weights-dtype bf16 -o demo-output --overwrite
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not extras" tests
