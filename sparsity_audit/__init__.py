@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
     from sparsity_audit.api.series import series as series
+    from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
@@ -88,6 +89,7 @@ _HOMES = {
     "recovery": "api.recovery",
     "render": "api.render",
     "series": "api.series",
+    "tokens_cross_sample": "api.tokens_cross",
     "tokens_diverge": "api.tokens_diverge",
     "verify_frozen": "training.verify",
 }

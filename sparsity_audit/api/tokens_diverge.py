@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sparsity_audit.models.facts import ModelFacts
     from sparsity_audit.models.protocol import Tokenizer
 
-__all__ = ["Question", "VocabularyRule", "ask", "tokens_diverge"]
+__all__ = ["Question", "VocabularyRule", "ask", "model_records", "one_thread_for_lab", "tokens_diverge"]
 
 VocabularyRule = Literal["same", "common-prefix"]
 _MAX_NEW_TOKENS = 512
@@ -190,7 +190,7 @@ def tokens_diverge(
     )
     limits = Limits(batch_tokens=batch_tokens, chunk_bytes=chunk_bytes, page_prompts=page_prompts)
     notes = list(question.notes)
-    with _threads(question):
+    with one_thread_for_lab(question):
         found = measure_sets(
             question.sources,
             question.prompts,
@@ -321,7 +321,7 @@ def _check_numbers(*, num_samples: int, top_k: int, top_p: float | None, tempera
         raise UsageError("temperature", str(temperature), expected="0 (greedy) or more")
 
 
-def _threads(question: Question):
+def one_thread_for_lab(question: Question):
     """One thread for the lab's models, whose results then repeat bit for bit; the user's choice otherwise."""
     if not question.is_lab:
         return nullcontext()
@@ -347,16 +347,7 @@ def _report(
         raise UsageError(
             "completions", f"none could be scored; the first: {failed[0].reason}", expected="finite logits"
         )
-    base, tuned = (
-        ModelRecord(
-            reference=fact.name,
-            loader=fact.loader,
-            dtype="fp32" if fact.loader == "lab" else source.dtype,
-            device=source.device,
-            context_tokens=fact.context_tokens,
-        )
-        for fact, source in zip(question.facts, question.sources, strict=True)
-    )
+    base, tuned = model_records(question)
     shared = question.vocabulary
     return TokensReport(
         tool=f"sparsity-audit {__version__}",
@@ -376,6 +367,21 @@ def _report(
         failed=tuple(failed),
         notes=notes,
     )
+
+
+def model_records(question: Question) -> tuple[ModelRecord, ModelRecord]:
+    """Base and tuned, as records name them."""
+    base, tuned = (
+        ModelRecord(
+            reference=fact.name,
+            loader=fact.loader,
+            dtype="fp32" if fact.loader == "lab" else source.dtype,
+            device=source.device,
+            context_tokens=fact.context_tokens,
+        )
+        for fact, source in zip(question.facts, question.sources, strict=True)
+    )
+    return base, tuned
 
 
 def _set_record(question: Question, one: CompletionSet, measured: Measured, *, seed: int) -> SetRecord:

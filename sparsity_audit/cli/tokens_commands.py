@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sparsity_audit.cli.tokens_cross_command import cross_sample
 from sparsity_audit.cli.tokens_diverge_command import diverge
 
 __all__ = ["tokens"]
@@ -20,3 +21,4 @@ def tokens() -> None:
 
 
 tokens.add_command(diverge)
+tokens.add_command(cross_sample)
