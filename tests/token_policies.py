@@ -1,4 +1,4 @@
-"""Policies of a few hundred parameters, and one whose distributions are written down, for the token audits."""
+"""Policies of a few hundred parameters, and one whose distributions are written down."""
 
 from __future__ import annotations
 
