@@ -18,12 +18,22 @@ from sparsity_audit.models.memory import release_memory
 from sparsity_audit.models.noise import row_seed
 from sparsity_audit.models.protocol import LanguageModel, Tokenizer
 from sparsity_audit.models.sample import sample
-from sparsity_audit.models.score import Resident, Scored, Side, spill
+from sparsity_audit.models.score import Resident, Scored, Side, Spilled, spill
 from sparsity_audit.models.vocabulary import SharedVocabulary
 from sparsity_audit.report.tokens import FailedPrompt, SamplingRecord
 from sparsity_audit.tokens.positions import Measured, measure
 
-__all__ = ["CompletionSet", "Limits", "OnProgress", "broken_completions", "given_set", "measure_sets"]
+__all__ = [
+    "CompletionSet",
+    "Limits",
+    "OnProgress",
+    "broken_completions",
+    "given_set",
+    "measure_sets",
+    "measured_set",
+    "sampled_set",
+    "spilled_set",
+]
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage, what is done of it, and all of it."""
@@ -131,10 +141,10 @@ def measure_sets(
     """
 
     def sampled(model: LanguageModel, name: str) -> CompletionSet:
-        return _sampled_set(model, name, prompts, vocabulary, sampling, limits, on_progress)
+        return sampled_set(model, name, prompts, vocabulary, sampling, limits, on_progress)
 
     def measured(base: Side, tuned: Side, one: CompletionSet) -> tuple[CompletionSet, Measured]:
-        return one, _measured(base, tuned, one, vocabulary, sampling, limits, on_progress)
+        return one, measured_set(base, tuned, one, vocabulary, sampling, limits, on_progress)
 
     given = [given_set(prompts, eos_ids=vocabulary.eos_ids)] if sampling.num_samples is None else None
     if not sequential:
@@ -150,20 +160,14 @@ def measure_sets(
     base = sources[0].load(on_note=on_note)
     sets = given or [sampled(base, "base"), *of_tuned]
     with tempfile.TemporaryDirectory(prefix="sparsity-audit-") as folder:
-        spilled = []
-        for one in sets:
-            place = Path(folder) / one.name
-            place.mkdir()
-            report = _counter(f"hidden states of the base, {one.name}", len(one.tokens), on_progress)
-            batch_tokens = limits.batch_tokens
-            spilled.append(spill(base, one.sequences, place, batch_tokens=batch_tokens, on_sequences=report))
+        spilled = [spilled_set(base, one, Path(folder), limits, on_progress) for one in sets]
         del base
         release_memory()
         tuned = Resident(sources[1].load(on_note=on_note))
         return [measured(side, tuned, one) for side, one in zip(spilled, sets, strict=True)]
 
 
-def _sampled_set(
+def sampled_set(
     model: LanguageModel,
     name: str,
     prompts: Sequence[EncodedPrompt],
@@ -206,7 +210,7 @@ def _sampled_set(
     )
 
 
-def _measured(
+def measured_set(
     base: Side,
     tuned: Side,
     one: CompletionSet,
@@ -215,6 +219,7 @@ def _measured(
     limits: Limits,
     on_progress: OnProgress,
 ) -> Measured:
+    """All positions of a set; the first completions of the first prompts keep their tops."""
     shown = sorted({prompt.number for prompt in one.prompts})[: limits.page_prompts]
     first = {prompt.number: row for row, prompt in reversed(list(enumerate(one.prompts)))}
     return measure(
@@ -229,6 +234,16 @@ def _measured(
         chunk_bytes=limits.chunk_bytes,
         on_sequences=_counter(f"scores, completions of {one.name}", len(one.tokens), on_progress),
     )
+
+
+def spilled_set(
+    base: LanguageModel, one: CompletionSet, folder: Path, limits: Limits, on_progress: OnProgress
+) -> Spilled:
+    """The base's hidden states of a set, in a folder of its own below `folder`."""
+    place = folder / one.name
+    place.mkdir()
+    report = _counter(f"hidden states of the base, {one.name}", len(one.tokens), on_progress)
+    return spill(base, one.sequences, place, batch_tokens=limits.batch_tokens, on_sequences=report)
 
 
 def broken_completions(one: CompletionSet, found: Measured) -> list[FailedPrompt]:

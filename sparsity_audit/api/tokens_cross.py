@@ -29,7 +29,7 @@ from sparsity_audit.api.tokens_cross_points import (
 )
 from sparsity_audit.api.tokens_cross_records import cross_report
 from sparsity_audit.api.tokens_cross_store import CrossStore, weights_identity
-from sparsity_audit.api.tokens_diverge import Question, VocabularyRule, ask, one_thread_for_lab
+from sparsity_audit.api.tokens_diverge import Question, VocabularyRule, ask, one_thread_for
 from sparsity_audit.errors import UsageError
 from sparsity_audit.models.noise import row_seed
 from sparsity_audit.report.cross import CrossReport, Direction
@@ -157,7 +157,7 @@ def tokens_cross_sample(
         on_note=on_note,
     )
     points: list[DonePoint] = []
-    with one_thread_for_lab(question):
+    with one_thread_for(question):
         for direction in DIRECTIONS:
             # The other direction's primary model alone is this one's goal.
             asked = settings if direction in directions else ()

@@ -8,7 +8,7 @@ and a page. What can be refused is refused before weights are read. Defaults liv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sparsity_audit.models.facts import ModelFacts
     from sparsity_audit.models.protocol import Tokenizer
 
-__all__ = ["Question", "VocabularyRule", "ask", "model_records", "one_thread_for_lab", "tokens_diverge"]
+__all__ = ["Question", "VocabularyRule", "ask", "check_numbers", "model_records", "one_thread_for", "tokens_diverge"]
 
 VocabularyRule = Literal["same", "common-prefix"]
 _MAX_NEW_TOKENS = 512
@@ -161,7 +161,7 @@ def tokens_diverge(
     """
     from sparsity_audit.report.tokens_files import TOKENS_FILES, render_tokens, verify_positions
 
-    _check_numbers(num_samples=num_samples, top_k=top_k, top_p=top_p, temperature=temperature)
+    check_numbers(num_samples=num_samples, top_k=top_k, top_p=top_p, temperature=temperature)
     if output is not None:
         inputs = [path for path in (base, tuned, prompts) if path is not None]
         verify_free(Path(output), TOKENS_FILES, inputs=inputs, overwrite=overwrite)
@@ -190,7 +190,7 @@ def tokens_diverge(
     )
     limits = Limits(batch_tokens=batch_tokens, chunk_bytes=chunk_bytes, page_prompts=page_prompts)
     notes = list(question.notes)
-    with one_thread_for_lab(question):
+    with one_thread_for(question):
         found = measure_sets(
             question.sources,
             question.prompts,
@@ -311,7 +311,8 @@ def _notes(
     return tuple(notes)
 
 
-def _check_numbers(*, num_samples: int, top_k: int, top_p: float | None, temperature: float) -> None:
+def check_numbers(*, num_samples: int, top_k: int, top_p: float | None, temperature: float) -> None:
+    """Refuse numbers that cannot be. Raises UsageError."""
     for name, number in (("num_samples", num_samples), ("top_k", top_k)):
         if number < 1:
             raise UsageError(name, str(number), expected="at least 1")
@@ -321,7 +322,7 @@ def _check_numbers(*, num_samples: int, top_k: int, top_p: float | None, tempera
         raise UsageError("temperature", str(temperature), expected="0 (greedy) or more")
 
 
-def one_thread_for_lab(question: Question):
+def one_thread_for(question: Question) -> AbstractContextManager[None]:
     """One thread for the lab's models, whose results then repeat bit for bit; the user's choice otherwise."""
     if not question.is_lab:
         return nullcontext()

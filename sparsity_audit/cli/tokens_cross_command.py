@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sparsity_audit.cli.options import OUTPUT_PATH, config_option, echo_note, format_options
-from sparsity_audit.cli.tokens_diverge_command import model_options, progress, prompt_options
+from sparsity_audit.cli.tokens_options import model_options, progress, prompt_options
 
 __all__ = ["NUMBERS", "SHARES", "cross_sample", "verifier_option"]
 

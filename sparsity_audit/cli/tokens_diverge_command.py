@@ -3,126 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from sparsity_audit.cli.options import (
-    OUTPUT_PATH,
-    config_option,
-    echo_note,
-    format_options,
-    progress_is_wanted,
-)
-from sparsity_audit.lab.names import TASK_NAMES
+from sparsity_audit.cli.options import OUTPUT_PATH, config_option, echo_note, format_options
+from sparsity_audit.cli.tokens_options import model_options, progress, prompt_options, sampling_options
 
-__all__ = ["LENGTHS", "diverge", "model_options", "progress", "prompt_options"]
-
-
-class _Lengths(click.ParamType):
-    name = "n,n,…"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, (tuple, list)):
-            return tuple(value)
-        try:
-            found = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            found = ()
-        if not found or min(found) < 1:
-            self.fail(f"{value!r} is not a list of lengths such as 4 or 2,3,4", param, ctx)
-        return found
-
-
-LENGTHS = _Lengths()
-
-
-def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where prompts come from: a file, or problems of the lab."""
-    for option in (
-        click.option(
-            "--num-prompts",
-            type=click.IntRange(min=1),
-            help="Problems to draw [default: 64], or lines to read at most [default: all].",
-        ),
-        click.option(
-            "--lengths", type=LENGTHS, default="4", show_default=True, help="Digits of the task's problems."
-        ),
-        click.option("--task", type=click.Choice(TASK_NAMES), help="Problems of the lab instead of a file."),
-        click.option(
-            "--prompts",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="JSONL: `prompt` or `messages` on each line, perhaps `completion` or `completions`.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How models are loaded and their memory is bounded."""
-    for option in (
-        click.option(
-            "--batch-tokens",
-            type=click.IntRange(min=1),
-            default=16_384,
-            show_default=True,
-            help="Padded tokens of a batch at most.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-            default="auto",
-            show_default=True,
-            help="Of weights and arithmetic; auto is as stored.",
-        ),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …"),
-        click.option(
-            "--vocabulary",
-            type=click.Choice(["same", "common-prefix"]),
-            default="same",
-            show_default=True,
-            help="Refuse different vocabularies, or compare the ids before the first difference.",
-        ),
-        click.option(
-            "--template",
-            type=click.Choice(["base", "tuned"]),
-            default="tuned",
-            show_default=True,
-            help="Whose tokenizer and chat template encodes the prompts.",
-        ),
-    ):
-        command = option(command)
-    return command
+__all__ = ["diverge"]
 
 
 @click.command()
 @click.argument("base")
 @click.argument("tuned")
 @prompt_options
-@click.option(
-    "--num-samples",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Completions of each prompt by each model.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Of the sampling alone; 0 takes the most probable token.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    help="Limit of a completion [default: 512, or what fits the task].",
-)
+@sampling_options
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -134,13 +29,6 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @model_options
 @click.option(
     "--sequential", is_flag=True, help="Hold one model in memory at a time; hidden states go to disk."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of problems, noise and resamples.",
 )
 @click.option("-o", "--output", type=OUTPUT_PATH, help="Directory for record, positions, figures and page.")
 @click.option("--figures/--no-figures", default=True, show_default=True, help="With -o: draw figures/*.")
@@ -174,14 +62,3 @@ def diverge(*, output_format: str, as_json: bool, **options: Any) -> None:
         from sparsity_audit.report.tokens_terminal import print_tokens
 
         print_tokens(report, output=options["output"])
-
-
-def progress(output_format: str) -> Callable[[str, int, int], None]:
-    """Stage and count on stderr where that is a terminal; nothing otherwise."""
-    if not progress_is_wanted(output_format):
-        return lambda _stage, _done, _all: None
-
-    def show(stage: str, done: int, total: int) -> None:
-        click.echo(f"\r{stage}: {done:,} of {total:,}\x1b[K", err=True, nl=done == total)
-
-    return show

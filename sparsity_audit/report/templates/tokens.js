@@ -121,7 +121,11 @@
     card.hidden = false;
     current = span;
     span.classList.add("at");
-    const box = span.getBoundingClientRect();
+    place();
+  };
+  const place = () => {
+    if (!current) return;
+    const box = current.getBoundingClientRect();
     const size = card.getBoundingClientRect();
     const room = document.documentElement;
     const left = Math.min(Math.max(8, box.left - 40), room.clientWidth - size.width - 8);
@@ -149,7 +153,7 @@
     }
     event.preventDefault();
   });
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("scroll", place, { passive: true, capture: true });
   byId("colour").addEventListener("input", paint);
   byId("threshold").addEventListener("input", paint);
   byId("order").addEventListener("input", arrange);
