@@ -49,7 +49,15 @@ if TYPE_CHECKING:
     from sparsity_audit.models.facts import ModelFacts
     from sparsity_audit.models.protocol import Tokenizer
 
-__all__ = ["Question", "VocabularyRule", "ask", "check_numbers", "model_records", "one_thread_for", "tokens_diverge"]
+__all__ = [
+    "Question",
+    "VocabularyRule",
+    "ask",
+    "check_numbers",
+    "model_records",
+    "one_thread_for",
+    "tokens_diverge",
+]
 
 VocabularyRule = Literal["same", "common-prefix"]
 _MAX_NEW_TOKENS = 512

@@ -12,7 +12,7 @@ import click
 from sparsity_audit.cli.options import OUTPUT_PATH, config_option, echo_note, format_options
 from sparsity_audit.cli.tokens_options import model_options, progress, prompt_options
 
-__all__ = ["NUMBERS", "SHARES", "cross_sample", "verifier_option"]
+__all__ = ["NUMBERS", "SHARES", "WORDS", "cross_sample", "verifier_option"]
 
 
 class _Numbers(click.ParamType):
@@ -53,6 +53,9 @@ class _Words(click.ParamType):
         return tuple(part.strip() for part in str(value).split(",") if part.strip() not in ("", "none"))
 
 
+WORDS = _Words()
+
+
 def verifier_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Who judges."""
     return click.option(
@@ -80,11 +83,11 @@ def verifier_option(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Tokens a completion at most [default: 1,2,4 without the two above].",
 )
 @click.option(
-    "--directions", type=_Words(), default="forward,reverse", show_default=True, help="Who writes first."
+    "--directions", type=WORDS, default="forward,reverse", show_default=True, help="Who writes first."
 )
 @click.option(
     "--controls",
-    type=_Words(),
+    type=WORDS,
     default="random,entropy,first",
     show_default=True,
     help="Beside every rule, with as many interventions; or none.",
