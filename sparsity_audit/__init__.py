@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
     from sparsity_audit.api.series import series as series
+    from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
+    from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
     from sparsity_audit.api.tokens_series import tokens_series as tokens_series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
@@ -91,7 +93,9 @@ _HOMES = {
     "recovery": "api.recovery",
     "render": "api.render",
     "series": "api.series",
+    "tokens_cross_sample": "api.tokens_cross",
     "tokens_diverge": "api.tokens_diverge",
+    "tokens_patch": "api.tokens_patch",
     "tokens_series": "api.tokens_series",
     "verify_frozen": "training.verify",
 }

@@ -23,6 +23,7 @@ POINTS = (
     "training state written",
     "final weights written",
     "metrics table written",  # all of a training run but its result stands
+    "point written",  # one rule of a cross-sampling is kept, the record is not
     "parameters stepped",  # an optimizer has written, entries outside the mask are not restored
     "parameter scattered",  # a subnetwork optimizer has written one parameter, others not
 )
