@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
+    from sparsity_audit.api.retrain import retrain as retrain
     from sparsity_audit.api.series import series as series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
@@ -86,6 +87,7 @@ _HOMES = {
     "prune": "api.prune",
     "recovery": "api.recovery",
     "render": "api.render",
+    "retrain": "api.retrain",
     "series": "api.series",
     "verify_frozen": "training.verify",
 }
