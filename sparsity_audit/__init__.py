@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
+    from sparsity_audit.api.retrain import retrain as retrain
     from sparsity_audit.api.series import series as series
     from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
@@ -92,6 +93,7 @@ _HOMES = {
     "prune": "api.prune",
     "recovery": "api.recovery",
     "render": "api.render",
+    "retrain": "api.retrain",
     "series": "api.series",
     "tokens_cross_sample": "api.tokens_cross",
     "tokens_diverge": "api.tokens_diverge",

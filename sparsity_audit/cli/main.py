@@ -30,6 +30,7 @@ _COMMANDS = {
     "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
     "recovery": ("recovery_command", "recovery", "Judge a retrained subnetwork against the full run."),
+    "retrain": ("retrain_command", "retrain", "Train only a subnetwork, and the controls it needs."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
     "tokens": ("tokens_commands", "tokens", "Compare what two models say: which tokens RL changed."),
 }
