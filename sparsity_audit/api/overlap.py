@@ -37,7 +37,7 @@ from sparsity_audit.api.overlap_nulls import (
     random_walk,
 )
 from sparsity_audit.api.runs_file import labels_of, question_of
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_base
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.algebra import CombinedSource
@@ -131,7 +131,7 @@ def overlap(
         )
         readers = [stack.enter_context(MaskReader(catalogue)) for catalogue in inputs.masks]
         combined, notes = verified(given, readers, force=force)
-        catalogue = None if base is None else open_checkpoint(base)
+        catalogue = None if base is None else open_base(base)
         strata, finer = None, None
         if catalogue is not None:
             strata, finer = base_strata(inputs, readers, catalogue, stack, force=force)

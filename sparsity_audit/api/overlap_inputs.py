@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_against
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import MaskError, UsageError
 from sparsity_audit.masks.algebra import CombinedSource, Operand
@@ -191,7 +191,7 @@ def agreement(
         return {}, ["no signs and cosines of Δ: they need two runs given as checkpoints"]
     found = sum_deltas(
         base,
-        [open_checkpoint(given[place]) for place in places],
+        [open_against(base, given[place]) for place in places],
         [inputs.masks[place] for place in places],
         maps=maps,
         view=View(view),

@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsity_audit.align.roles import LayerModuleKeys
 from sparsity_audit.api.series_steps import SavedStep, saved_steps, weights_beside
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_against, open_base
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import AlignmentError, UsageError
 from sparsity_audit.masks.metadata import tool_name
@@ -81,8 +81,8 @@ def series(
         verify_free(
             Path(output), SERIES_FILES, inputs=[step.reference for step in found], overwrite=overwrite
         )
-    opened = open_checkpoint(base)
-    catalogues = [open_checkpoint(step.reference) for step in found]
+    opened = open_base(base)
+    catalogues = [open_against(opened, step.reference) for step in found]
     for text in (text for catalogue in (opened, *catalogues) for text in catalogue.notes):
         note(text)
     counted = count_series(
