@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ __all__ = [
     "CRITERION",
     "MAP_RULE",
     "OUTPUT_PATH",
+    "ByteProgress",
     "config_option",
     "echo_note",
     "format_options",
@@ -176,3 +177,38 @@ def echo_note(text: str) -> None:
 def progress_is_wanted(output_format: str) -> bool:
     """Whether a progress bar would be seen by somebody."""
     return output_format == "human" and sys.stderr.isatty()
+
+
+class ByteProgress:
+    """A bar on stderr while a terminal watches; rich is imported only then."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown, self._bar, self._task = shown, None, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how many bytes of both sides are compared."""
+        if not self._shown:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("compare", total=total_bytes)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, completed=done_bytes)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

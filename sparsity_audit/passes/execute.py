@@ -34,6 +34,7 @@ __all__ = [
     "OpenFiles",
     "descaler",
     "in_threads",
+    "merge_tallies",
     "read_blocks",
     "read_part",
     "read_values",
@@ -121,6 +122,14 @@ def run_plan(
         base.close()
         tuned.close()
     reached("pass finished")
+    return tuple(merged.tallies)
+
+
+def merge_tallies(plan: Plan, found: Iterable[tuple[WorkUnit, Tally]]) -> tuple[Tally, ...]:
+    """One tally a pair, in plan order, from those of its units in any order."""
+    merged = _Merged(plan)
+    for unit, tally in found:
+        merged.add(unit, tally)
     return tuple(merged.tallies)
 
 
