@@ -7,7 +7,6 @@ the half after the pass, which `merge` shares. Defaults live here and nowhere be
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,12 +22,14 @@ from sparsity_audit.api.diff_question import (
     counted_criteria,
     prepare,
 )
+from sparsity_audit.api.engines import EngineName, engine_facts, open_engine, resolve_engine_device
 from sparsity_audit.api.gates import Expectations, judge
 from sparsity_audit.api.presets import apply_preset
 from sparsity_audit.api.structure import StructureChoice, count_nulls
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import Level
-from sparsity_audit.compare.dispatch import KernelName, load_kernel, resolve_device
+from sparsity_audit.compare.dispatch import KernelName, load_kernel
+from sparsity_audit.passes.engine import Workers
 from sparsity_audit.passes.execute import run_plan
 from sparsity_audit.passes.mask_sink import MaskSink
 from sparsity_audit.passes.plan import Plan, WorkUnit
@@ -39,9 +40,7 @@ from sparsity_audit.report.schema import AccountRecord, DiffReport, PlanSummary
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, View
 
-__all__ = ["diff", "finish_diff", "num_workers", "plan_diff", "spectral_plan", "unit_progress"]
-
-_MAX_WORKERS = 8
+__all__ = ["diff", "finish_diff", "plan_diff", "spectral_plan", "unit_progress"]
 
 
 def plan_diff(
@@ -103,6 +102,7 @@ def diff(
     kernel: KernelName = "auto",
     device: str = "auto",
     unit_bytes: int | None = None,
+    engine: EngineName = "threads",
     on_note: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DiffReport:
@@ -129,10 +129,11 @@ def diff(
         figures: Write figures to `output` as well; about three seconds, whatever the checkpoint's size.
         parquet: Write `tensors.parquet` to `output` as well; needs the extra `parquet`.
         expectations: Gates to judge.
-        workers: Threads; default one a core, at most 8.
+        workers: Threads; default one a core, at most 8. With an engine, tasks at once.
         kernel: `auto`, `numpy`, `numba` or `reference`; the result is the same.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         unit_bytes: Aim of a work unit's bytes a side; the result is the same.
+        engine: `threads`, or `ray`: work units on a Ray cluster (see `workers`); the result is the same.
         on_note: Called with lines for the user.
         on_progress: Called with bytes done and bytes in all, both sides.
 
@@ -162,23 +163,23 @@ def diff(
         note(text)
     question.verify(prepared.alignment)
     spectra = spectral_plan(prepared.plan, question, on_note=note)
-    workers = workers or num_workers()
-    where = resolve_device(device)
+    where = resolve_engine_device(engine, device)
     with ExitStack() as stack:
+        running = stack.enter_context(open_engine(engine, workers=workers, device=where))
         outputs = DiffOutputs(prepared, stack, output=output, mask=mask, overwrite=overwrite, view=View(view))
         if outputs.num_resumed:
             note(f"resuming: {outputs.num_resumed} of {len(prepared.plan.units)} work units are done already")
         tallies = run_plan(
             prepared.plan,
             kernel=load_kernel(kernel, num_bytes=prepared.plan.num_bytes, device=where),
-            workers=workers,
+            workers=running,
             journal=outputs.journal,
             bits=outputs.sink if prepared.criterion.kind != "top" else None,
             on_unit=unit_progress(prepared.plan, on_progress),
         )
-        facts = {"started": started, "workers": workers, "device": where}
+        facts = {"started": started, "device": where, **engine_facts(engine, running)}
         return finish_diff(
-            prepared, question, outputs, tallies, spectra=spectra, workers=workers, facts=facts, on_note=note
+            prepared, question, outputs, tallies, spectra=spectra, workers=running, facts=facts, on_note=note
         )
 
 
@@ -189,7 +190,7 @@ def finish_diff(
     tallies: tuple[Tally, ...],
     *,
     spectra: SpectralPlan | None,
-    workers: int,
+    workers: Workers,
     facts: dict[str, Any],
     on_note: Callable[[str], None],
 ) -> DiffReport:
@@ -235,11 +236,6 @@ def finish_diff(
     return report
 
 
-def num_workers() -> int:
-    """Threads when the user names no number: one a core this process may use, at most 8."""
-    return min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
-
-
 def spectral_plan(
     plan: Plan, question: DiffQuestion, *, on_note: Callable[[str], None]
 ) -> SpectralPlan | None:
@@ -269,7 +265,7 @@ def unit_progress(
 
 
 def _select_tops(
-    prepared: Prepared, tallies: tuple[Tally, ...], view: View, workers: int, sink: MaskSink | None
+    prepared: Prepared, tallies: tuple[Tally, ...], view: View, workers: Workers, sink: MaskSink | None
 ) -> tuple[tuple[Tally, ...], tuple[TopSelection, ...]]:
     """Run the `top` criteria; their counts join the other criteria's in the view they were selected in."""
     found: list[TopSelection] = []

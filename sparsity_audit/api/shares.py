@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_audit.api.diff import finish_diff, num_workers, spectral_plan, unit_progress
+from sparsity_audit.api.diff import finish_diff, spectral_plan, unit_progress
 from sparsity_audit.api.diff_outputs import DiffOutputs
 from sparsity_audit.api.diff_question import DiffQuestion, Prepared, prepare
+from sparsity_audit.api.engines import EngineName, engine_facts, num_workers, open_engine
 from sparsity_audit.api.found_shares import find_shares
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.dispatch import KernelName, load_kernel, resolve_device
@@ -193,6 +194,7 @@ def merge(
     mask: str | Path | None = None,
     overwrite: bool = False,
     workers: int | None = None,
+    engine: EngineName = "threads",
     on_note: Callable[[str], None] | None = None,
 ) -> DiffReport:
     """Make the report of a split run; `diff` in one process would have written the same bytes.
@@ -206,6 +208,7 @@ def merge(
         mask: Directory for the update mask; default what the shares were given.
         overwrite: Replace what an earlier run left in `output` and `mask`.
         workers: Threads for what is read again.
+        engine: As in `diff`.
         on_note: Called with lines for the user.
 
     Raises:
@@ -223,8 +226,8 @@ def merge(
     mask = mask or found.facts["mask"]
     with_bits = mask is not None and prepared.criterion.kind != "top"
     found.verify_complete(shares_of(prepared.plan, found.num_shards), with_bits=with_bits)
-    workers = workers or num_workers()
     with ExitStack() as stack:
+        running = stack.enter_context(open_engine(engine, workers=workers))
         outputs = DiffOutputs(
             prepared,
             stack,
@@ -236,9 +239,10 @@ def merge(
         tallies = merge_tallies(prepared.plan, found.tallies(prepared.plan))
         if with_bits:
             outputs.copy_bits(found.bits)
-        facts = {"started": started, "workers": workers, "device": "cpu", "shares": found.num_shards}
+        facts = {"started": started, "device": "cpu", "shares": found.num_shards}
+        facts |= engine_facts(engine, running)
         report = finish_diff(
-            prepared, question, outputs, tallies, spectra=spectra, workers=workers, facts=facts, on_note=note
+            prepared, question, outputs, tallies, spectra=spectra, workers=running, facts=facts, on_note=note
         )
     found.remove()
     return report

@@ -15,6 +15,7 @@ from sparsity_audit.cli.options import (
     ByteProgress,
     config_option,
     echo_note,
+    engine_options,
     format_options,
     progress_is_wanted,
 )
@@ -107,7 +108,7 @@ _FRACTION = click.FloatRange(0, 1)
 @click.option(
     "--fail-on-leftover", is_flag=True, help="Fail when a tensor has no counterpart or cannot be compared."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@engine_options
 @click.option(
     "--kernel",
     type=click.Choice(["auto", "numpy", "numba", "reference"]),

@@ -12,6 +12,7 @@ from sparsity_audit.cli.options import (
     ByteProgress,
     config_option,
     echo_note,
+    engine_options,
     format_options,
     progress_is_wanted,
 )
@@ -29,7 +30,7 @@ _OF_A_RUN = ("output", "mask", "overwrite", "workers", "kernel", "device")
 @click.option(
     "--mask", type=OUTPUT_PATH, help="Directory for the update mask [default: what the shares were given]."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads for what is read a second time.")
+@engine_options
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run.")
 @log_options
 @format_options
@@ -90,6 +91,10 @@ def run_share(
     from sparsity_audit.api.diff_question import DiffQuestion
     from sparsity_audit.api.shares import diff_share
 
+    if options.pop("engine") != "threads":
+        raise click.UsageError(
+            "A share runs in this process: --engine and --shard-index exclude each other.", ctx
+        )
     sides = [options.pop(name) for name in ("base", "tuned")]
     how = {name: options.pop(name) for name in _OF_A_RUN}
     with ByteProgress(shown=progress_is_wanted(output_format)) as progress:

@@ -20,6 +20,7 @@ __all__ = [
     "ByteProgress",
     "config_option",
     "echo_note",
+    "engine_options",
     "format_options",
     "progress_is_wanted",
 ]
@@ -110,6 +111,23 @@ def format_options(command: _Command) -> _Command:
         default="human",
         show_default=True,
         help="What goes to stdout.",
+    )(command)
+
+
+def engine_options(command: _Command) -> _Command:
+    """Add `--engine` and `--workers`."""
+    command = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads [default: one a core, at most 8]; with --engine ray, tasks at once [default: its CPUs].",
+    )(command)
+    return click.option(
+        "--engine",
+        type=click.Choice(["threads", "ray"]),
+        default="threads",
+        show_default=True,
+        help="ray: work units on the Ray cluster at RAY_ADDRESS, or on one of this machine's cores that is "
+        "started for the run; needs the extra `ray`. The result is the same.",
     )(command)
 
 
