@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.card import mask_card as mask_card
     from sparsity_audit.api.diff import diff as diff
     from sparsity_audit.api.diff import plan_diff as plan_diff
+    from sparsity_audit.api.diff_question import DiffQuestion as DiffQuestion
     from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import render as render
     from sparsity_audit.api.retrain import retrain as retrain
     from sparsity_audit.api.series import series as series
+    from sparsity_audit.api.shares import diff_share as diff_share
+    from sparsity_audit.api.shares import merge as merge
     from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
     from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Criterion": "types",
+    "DiffQuestion": "api.diff_question",
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
     "LiveAudit": "training.hooks",
@@ -69,6 +73,7 @@ _HOMES = {
     "apply_preset": "api.presets",
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
+    "diff_share": "api.shares",
     "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
     "lab_critical": "api.lab_critical",
@@ -86,6 +91,7 @@ _HOMES = {
     "mask_info": "api.masks",
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
+    "merge": "api.shares",
     "overlap": "api.overlap",
     "overlap_criteria": "api.overlap",
     "plan_diff": "api.diff",

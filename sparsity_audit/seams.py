@@ -13,6 +13,7 @@ __all__ = ["POINTS", "observer", "reached"]
 POINTS = (
     "unit compared",  # mask bits are written, the journal line is not
     "unit journaled",
+    "unit done by a worker",  # of an engine: its result is in the worker's memory alone
     "pass finished",
     "mask finished",
     "unit pruned",  # its entries are in the files of every checkpoint, which have no name yet

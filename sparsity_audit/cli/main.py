@@ -25,6 +25,7 @@ _COMMANDS = {
     "inspect": ("inspect_command", "inspect", "Print a checkpoint's headers: tensors, dtypes, ties, shards."),
     "lab": ("lab_commands", "lab", "Real RL fine-tuning of a small model on one CPU core."),
     "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
+    "merge": ("merge_command", "merge", "Join the shares of a run that was split over machines."),
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
