@@ -1,8 +1,8 @@
 """The goal of the lab's token audit: JS above .1 at no more than a tenth of the positions, in both bases.
 
-Contract: reads finished runs of `lab study` (GRPO, fp32, lr 3e-4, 60 steps, two seeds a base), samples 512 new
-prompts a seed, four completions each by base and tuned model, and writes every figure of both sets with its
-interval, and the series over the saved steps. Nothing is trained.
+Contract: reads finished runs of `lab study` (GRPO, fp32, lr 3e-4, 60 steps, two seeds a base), samples 512
+new prompts a seed, four completions each by base and tuned model, and writes every figure of both sets with
+its interval, and the series over the saved steps. Nothing is trained.
 
     sparsity-audit lab study -o study
     python benchmarks/tokens_lab.py study/runs --json benchmarks/results/tokens-lab.json
@@ -39,6 +39,7 @@ def row(base: str, seed: int, runs: Path, *, prompts: int, samples: int) -> dict
     found = sparsity_audit.tokens_diverge(base, run / "final", num_samples=samples, top_p=0.7, **options)
     series = sparsity_audit.tokens_series(base, run, **options)
     flags = f"--task addition --lengths 4 --num-prompts {prompts} --seed {seed}"
+    final = f"study/runs/{run.name}/final"
     sets = {}
     for one in found.sets:
         figures = {k: v for k, v in asdict(one.summary).items() if k not in _LEFT_OUT}
@@ -59,8 +60,7 @@ def row(base: str, seed: int, runs: Path, *, prompts: int, samples: int) -> dict
         "row": f"{base}, seed {seed}",
         "run": RUNS[base, seed],
         "commands": [
-            f"sparsity-audit tokens diverge {base} study/runs/{run.name}/final {flags} "
-            f"--num-samples {samples} --top-p 0.7",
+            f"sparsity-audit tokens diverge {base} {final} {flags} --num-samples {samples} --top-p 0.7",
             f"sparsity-audit tokens series {base} study/runs/{run.name} {flags}",
         ],
         "sets": sets,

@@ -128,7 +128,17 @@ def test_the_folder_holds_the_page_the_record_and_every_figure(study) -> None:
     jsonschema.validate(stored, study_json_schema())
     assert (stored["format"], stored["version"], stored["size"]) == ("sparsity-audit/lab-study", 1, "smoke")
     assert {claim["key"]: claim["verdict"] for claim in stored["claims"]} == _verdicts(report)
-    keys = {"learning", "format", "critical", "sparsity", "overlap", "cosines", "largest", "first-step"}
+    keys = {
+        "learning",
+        "format",
+        "critical",
+        "tokens",
+        "sparsity",
+        "overlap",
+        "cosines",
+        "largest",
+        "first-step",
+    }
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert drawn == {f"{key}.{s}" for key in (*keys, "pruning") for s in ("pdf", "svg", "png", "txt")}
     page = (folder / "index.html").read_text()
