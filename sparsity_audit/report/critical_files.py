@@ -135,7 +135,7 @@ def _markdown(report: TokensCritical) -> bytes:
 def _caption(report: TokensCritical) -> str:
     text = (
         "Certainty before a token, less the completion's mean (ΔJ), against the drop of the score when "
-        "another token is forced in its place; large symbols: means with 95 % bootstrap intervals over prompts"
+        "another token is forced in its place; large symbols: means with 95 % bootstrap intervals"
     )
     return ". ".join([text, "; ".join(critical_facts(report)) + "."])
 
