@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.lab import lab_pretrain as lab_pretrain
     from sparsity_audit.api.lab_critical import lab_critical as lab_critical
     from sparsity_audit.api.lab_study import lab_study as lab_study
+    from sparsity_audit.api.lab_study_full import lab_study_full as lab_study_full
     from sparsity_audit.api.lab_track import lab_track as lab_track
     from sparsity_audit.api.lab_train import lab_train as lab_train
     from sparsity_audit.api.loggers import log_report as log_report
@@ -74,6 +75,7 @@ _HOMES = {
     "lab_evaluate": "api.lab",
     "lab_pretrain": "api.lab",
     "lab_study": "api.lab_study",
+    "lab_study_full": "api.lab_study_full",
     "lab_track": "api.lab_track",
     "lab_train": "api.lab_train",
     "load_report": "api.render",

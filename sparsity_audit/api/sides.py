@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.checkpoint.opening import MASTER, open_checkpoint
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import UsageError
 
@@ -37,4 +37,5 @@ def _is_one_checkpoint(base: Catalogue, tuned: Catalogue) -> bool:
     if any(side.resolved.startswith("hf://") for side in (base, tuned)):
         return base.resolved == tuned.resolved
     files = [{file.path.resolve() for file in side.files} for side in (base, tuned)]
-    return files[0] == files[1]
+    masters = [side.resolved.endswith(MASTER) for side in (base, tuned)]
+    return files[0] == files[1] and masters[0] == masters[1]

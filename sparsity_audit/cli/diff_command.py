@@ -141,7 +141,7 @@ def diff(ctx: click.Context, *, output_format: str, as_json: bool, dry_run: bool
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0
       sparsity-audit diff --pairs published:zhu2025 --dry-run
     """
     output_format = "json" if as_json else output_format

@@ -75,7 +75,7 @@ def cli() -> None:
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0
     """
 
 

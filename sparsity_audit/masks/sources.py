@@ -17,7 +17,7 @@ import numpy as np
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.safetensors_io import MAX_HEADER_BYTES
-from sparsity_audit.checkpoint.store import Catalogue, LocalFile
+from sparsity_audit.checkpoint.store import ByteSource, Catalogue
 from sparsity_audit.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -107,13 +107,13 @@ class _FileSource:
         self.metadata = catalogue.metadata
         self.tensors = catalogue.tensors
         self._files, self._specs = catalogue.files, catalogue.specs
-        self._open: dict[int, LocalFile] = {}
+        self._open: dict[int, ByteSource] = {}
 
     def _read(self, name: str, first: int, count: int) -> np.ndarray:
         """`count` stored entries from `first` on, in the stored dtype."""
         spec = self._specs[name]
         if spec.file not in self._open:
-            self._open[spec.file] = LocalFile(self._files[spec.file])
+            self._open[spec.file] = self._files[spec.file].open()
         values = np.empty(count, dtype=f"<{'i' if spec.dtype.kind == 'int' else 'u'}{spec.dtype.itemsize}")
         if count:
             read_entries(self._open[spec.file], spec, first, values.view(np.uint8).data)

@@ -18,7 +18,7 @@ import numpy as np
 
 from sparsity_audit.align.records import Pair, TensorSlice
 from sparsity_audit.checkpoint.reading import read_entries
-from sparsity_audit.checkpoint.store import Catalogue, LocalFile
+from sparsity_audit.checkpoint.store import ByteSource, Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.numpy_kernel import to_float64
@@ -57,13 +57,13 @@ class OpenFiles:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._files: dict[int, LocalFile] = {}
+        self._files: dict[int, ByteSource] = {}
         self._lock = threading.Lock()
 
-    def __getitem__(self, number: int) -> LocalFile:
+    def __getitem__(self, number: int) -> ByteSource:
         with self._lock:
             if number not in self._files:
-                self._files[number] = LocalFile(self._catalogue.files[number])
+                self._files[number] = self._catalogue.files[number].open()
             return self._files[number]
 
     def close(self) -> None:

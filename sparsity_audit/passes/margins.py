@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsity_audit.align.records import TensorSlice
 from sparsity_audit.checkpoint.reading import read_entries
-from sparsity_audit.checkpoint.store import LocalFile
+from sparsity_audit.checkpoint.store import ByteSource
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
@@ -133,7 +133,7 @@ def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view:
     return MatrixNull(rows=by_row.result(), cols=by_col.result())
 
 
-def _read(part: TensorSlice, file: LocalFile, block: Block, cols: int) -> np.ndarray:
+def _read(part: TensorSlice, file: ByteSource, block: Block, cols: int) -> np.ndarray:
     source, start = part.source
     codes = np.empty((block.num_rows, block.num_cols), dtype=CODE_DTYPE[source.dtype.itemsize])
     first = start + block.row * cols + block.col

@@ -328,7 +328,7 @@ def describe_checkpoint(catalogue: Catalogue) -> CheckpointRecord:
     return CheckpointRecord(
         reference=catalogue.reference,
         resolved=catalogue.resolved_label,
-        files=tuple(FileRecord(name=f.name, num_bytes=f.num_bytes) for f in catalogue.files),
+        files=tuple(FileRecord(name=f.name, num_bytes=f.num_bytes) for f in catalogue.stored_files),
         num_tensors=len(catalogue.tensors),
         num_entries=catalogue.num_entries,
         num_bytes=catalogue.num_bytes,
