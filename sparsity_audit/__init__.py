@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.series import series as series
     from sparsity_audit.api.shares import diff_share as diff_share
     from sparsity_audit.api.shares import merge as merge
+    from sparsity_audit.api.tokens_critical import tokens_critical as tokens_critical
     from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
     from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
@@ -101,6 +102,7 @@ _HOMES = {
     "render": "api.render",
     "retrain": "api.retrain",
     "series": "api.series",
+    "tokens_critical": "api.tokens_critical",
     "tokens_cross_sample": "api.tokens_cross",
     "tokens_diverge": "api.tokens_diverge",
     "tokens_patch": "api.tokens_patch",

@@ -174,7 +174,6 @@ class PatchAudit:
             crossed = self.take_over_by(model) if is_update and self.judges else None
         shares = self._shares(found, direction)
         start, goal = self.reference.base_scores, self.reference.tuned_scores
-        judged = scores is not None and start is not None and goal is not None
         return PatchRow(
             kind=kind,
             name=name,
@@ -185,7 +184,9 @@ class PatchAudit:
             divergent_share=shares[1],
             argmax_share=shares[2],
             accuracy=mean_interval(scores, seed=self.seed) if scores is not None else None,
-            recovered=gap_share(start, goal, scores) if judged else None,
+            recovered=None
+            if scores is None or start is None or goal is None
+            else gap_share(start, goal, scores),
             take_over=crossed,
         )
 

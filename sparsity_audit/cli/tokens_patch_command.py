@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -70,6 +71,7 @@ def patch(*, output_format: str, as_json: bool, **options: Any) -> None:
       sparsity-audit tokens patch mix single --task addition --num-prompts 16 --parts layer
     """
     output_format = "json" if as_json else output_format
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for verifiers beside the user
     from sparsity_audit.api.tokens_patch import tokens_patch
 
     report = tokens_patch(**options, on_progress=progress(output_format), on_note=echo_note)
