@@ -81,7 +81,9 @@ def read_metrics(given: str | Path | Mapping[str, Any], *, labels: Sequence[str]
     missing = [label for label in _RESERVED if label not in found]
     if missing:
         raise UsageError(subject, f"has no scores of {', '.join(missing)}", expected=_FORM)
-    accuracies = {label: read_accuracy(found[label], f"{subject}: {label}") for label in labels if label in found}
+    accuracies = {
+        label: read_accuracy(found[label], f"{subject}: {label}") for label in labels if label in found
+    }
     return Metrics(metric=metric, accuracies=accuracies)
 
 

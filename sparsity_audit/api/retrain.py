@@ -8,18 +8,21 @@ chosen on validation prompts that are no test prompts. Defaults live here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparsity_audit.api.recovery import recovery
 from sparsity_audit.api.retrain_arms import Arm, LabArm
 from sparsity_audit.api.retrain_build import build_report
+from sparsity_audit.api.retrain_config import RetrainConfig, read_retrain_config
 from sparsity_audit.api.retrain_controls import Control, parse_controls, parse_rates
 from sparsity_audit.api.retrain_folder import RetrainFolder
 from sparsity_audit.api.retrain_masks import SUBNETWORK, RetrainMasks, layer_tensors
 from sparsity_audit.api.retrain_runs import RunResult, plan_runs, train_run
+from sparsity_audit.api.retrain_trl import TrlArm
 from sparsity_audit.errors import UsageError
 from sparsity_audit.report.recovery import RecoveryReport
 from sparsity_audit.report.retrain import RETRAIN_FILE, RetrainReport, retrain_to_json
@@ -89,59 +92,103 @@ def retrain(
         SparsityAuditError: As `recovery`.
     """
     note = on_note or (lambda _text: None)
+    asked = _Asked(
+        mask=mask, output=output, seed=seed, lr=lr, controls=controls, control_lrs=control_lrs, force=force
+    )
     if (run is None) == (config is None):
         raise UsageError(
             "retrain", "needs either a lab run or a config, not both", expected="--run RUN, or --config FILE"
         )
     if config is not None:
-        from sparsity_audit.api.retrain_config import read_retrain_config
-
-        given = read_retrain_config(config, mask=mask, output=output)
-        arm: Arm = given.arm()
-        mask, output = given.mask, given.output
-        seed = given.seed if seed is None else seed
-        controls = given.controls if controls is None else controls
-        control_lrs = given.control_lrs if control_lrs is None else control_lrs
-        lr = given.lr if lr is None else lr
-    rates = parse_rates(control_lrs or (1.0,))
-    parsed = parse_controls(controls or ())
-    if output is None or mask is None:
-        missing = "-o" if output is None else "--mask"
-        raise UsageError(missing, "is missing", expected="a directory")
-    if run is not None:
-        wants_choice = len(rates) > 1 and any(control.is_masked for control in parsed)
-        arm = LabArm(run, num_prompts=num_prompts, num_validation=num_validation if wants_choice else 0)
-    seed = _new_seed(arm) if seed is None else seed
-    _verify(arm, mask, parsed, rates, force=force)
-    question = {**arm.question, "seed": seed, "lr": lr or arm.lr}
-    with RetrainFolder(Path(output), question) as folder:
-        masks = RetrainMasks(folder.path / "masks", arm.base, seed=seed, force=force)
-        plans = plan_runs(arm, masks, parsed, mask=mask, seed=seed, lr=lr or arm.lr, rates=rates)
-        results = [train_run(plan, arm, folder.path, on_note=note) for plan in plans]
-        return _judge(arm, results, folder, mask=mask, force=force, figures=figures, note=note)
+        found = read_retrain_config(config)
+        asked = asked.filled(found)
+        asked.verify_complete()
+        arm: Arm = TrlArm(found, force=force)
+    else:
+        assert run is not None
+        asked.verify_complete()
+        arm = LabArm(run, num_prompts=num_prompts, num_validation=num_validation if asked.has_choice else 0)
+    asked.verify(arm)
+    return asked.answer(arm, figures=figures, note=note)
 
 
-def _new_seed(arm: Arm) -> int:
-    return 0 if arm.full_seed is None else arm.full_seed + 1
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is asked for, beside who trains; None where it is not said."""
 
+    mask: str | Path | None
+    output: str | Path | None
+    seed: int | None
+    lr: float | None
+    controls: Sequence[str] | None
+    control_lrs: Sequence[float] | None
+    force: bool
 
-def _verify(
-    arm: Arm, mask: str | Path, controls: Sequence[Control], rates: Sequence[float], *, force: bool
-) -> None:
-    """Refuse what cannot be trained, before anything is written."""
-    RetrainMasks.verify(mask, arm.base, force=force)
-    for control in controls:
-        if control.mask is not None:
-            RetrainMasks.verify(control.mask, arm.base, force=force)
-        if control.layer is not None:
-            layer_tensors(control, dict.fromkeys(arm.base.tensors), arm.base)
-        if control.is_masked and len(rates) > 1 and not arm.can_choose:
+    def filled(self, config: RetrainConfig) -> _Asked:
+        """With what the file says where nothing was said."""
+        return replace(
+            self,
+            mask=config.mask if self.mask is None else self.mask,
+            output=config.output if self.output is None else self.output,
+            seed=config.seed if self.seed is None else self.seed,
+            lr=config.lr if self.lr is None else self.lr,
+            controls=config.controls if self.controls is None else self.controls,
+            control_lrs=(config.control_lrs or None) if self.control_lrs is None else self.control_lrs,
+        )
+
+    @property
+    def parsed(self) -> tuple[Control, ...]:
+        """The controls."""
+        return parse_controls(self.controls or ())
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Multiples of the learning rate."""
+        return parse_rates((1.0,) if self.control_lrs is None else self.control_lrs)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether a rate is to be chosen."""
+        return len(self.rates) > 1 and any(control.is_masked for control in self.parsed)
+
+    def verify_complete(self) -> None:
+        """Refuse what is missing or not understood. Raises UsageError."""
+        for flag, value in (("--mask", self.mask), ("--output", self.output)):
+            if value is None:
+                raise UsageError(flag, "is missing", expected="a directory")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError("--lr", str(self.lr), expected="more than 0")
+
+    def verify(self, arm: Arm) -> None:
+        """Refuse what cannot be trained, before anything is written."""
+        assert self.mask is not None
+        RetrainMasks.verify(self.mask, arm.base, force=self.force)
+        for control in self.parsed:
+            if control.mask is not None:
+                RetrainMasks.verify(control.mask, arm.base, force=self.force)
+            if control.layer is not None:
+                layer_tensors(control, dict.fromkeys(arm.base.tensors), arm.base)
+        if self.has_choice and not arm.can_choose:
             raise UsageError(
                 "--control-lrs",
                 "several rates, and no validation set to choose by",
                 expected="prompts other than the test's: choosing on the test set flatters the controls",
                 remedy="give validation prompts, or one rate",
             )
+        arm.prepare()
+
+    def answer(self, arm: Arm, *, figures: bool, note: Callable[[str], None]) -> Retraining:
+        """Train and judge."""
+        assert self.mask is not None
+        assert self.output is not None
+        # With the full run's own seed recovery proves little.
+        seed = (0 if arm.full_seed is None else arm.full_seed + 1) if self.seed is None else self.seed
+        lr = arm.lr if self.lr is None else self.lr
+        with RetrainFolder(Path(self.output), {**arm.question, "seed": seed, "lr": lr}) as folder:
+            masks = RetrainMasks(folder.path / "masks", arm.base, seed=seed, force=self.force)
+            plans = plan_runs(arm, masks, self.parsed, mask=self.mask, seed=seed, lr=lr, rates=self.rates)
+            results = [train_run(plan, arm, folder.path, on_note=note) for plan in plans]
+            return _judge(arm, results, folder, mask=self.mask, force=self.force, figures=figures, note=note)
 
 
 def _judge(
@@ -157,11 +204,10 @@ def _judge(
     """Score every run on the test prompts, and hold it against the full run."""
     done = {result.plan.label: result.trained for result in results if result.trained is not None}
     checkpoints: dict[str, Path | str] = {label: trained.checkpoint for label, trained in done.items()}
-    base = arm.base.files[0].path.parent
     scores = None
     if arm.metric is not None:
         note(f"scoring {len(checkpoints) + 1 + (arm.full is not None)} checkpoints")
-        everything = {"base": base, **({} if arm.full is None else {"full": arm.full}), **checkpoints}
+        everything = {"base": arm.start, **({} if arm.full is None else {"full": arm.full}), **checkpoints}
         found = {label: dict(arm.score(at, validation=False)) for label, at in everything.items()}
         scores = {"metric": arm.metric, **found}
         folder.write("scores.json", scores)
@@ -169,7 +215,7 @@ def _judge(
     if arm.full is not None:
         controls = {result.plan.label: result.plan.mask for result in results[1:] if result.trained}
         recovered = recovery(
-            base,
+            arm.base,
             arm.full,
             checkpoints["sub"],
             mask=folder.path / "masks" / SUBNETWORK,

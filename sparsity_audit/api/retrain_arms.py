@@ -75,6 +75,11 @@ class Arm(Protocol):
         ...
 
     @property
+    def start(self) -> Path | str:
+        """The same as a reference, to be scored."""
+        ...
+
+    @property
     def full(self) -> Path | str | None:
         """The full run's checkpoint."""
         ...
@@ -102,6 +107,10 @@ class Arm(Protocol):
     @property
     def question(self) -> Mapping[str, Any]:
         """What identifies base, full run, settings and scores, as plain JSON."""
+        ...
+
+    def prepare(self) -> None:
+        """Read what training reads, so that what is wrong with it is said before anything is written."""
         ...
 
     def train(self, job: TrainingJob, *, on_note: Callable[[str], None]) -> Trained:
@@ -140,6 +149,7 @@ class LabArm:
             self._task, self._saved.lengths, num_test=num_prompts, num_validation=num_validation
         )
         self.trainer = "lab"
+        self.start: Path | str = self._saved.reference
         self.base = open_checkpoint(self._saved.reference)
         self.full: Path | str | None = self._saved.path / "final"
         self.full_seed: int | None = self._saved.config["seed"]
@@ -155,6 +165,9 @@ class LabArm:
     def question(self) -> Mapping[str, Any]:
         """The run's settings and final weights."""
         return {"trainer": self.trainer, "run": config_record(self._saved)}
+
+    def prepare(self) -> None:
+        """The lab makes its own data."""
 
     def train(self, job: TrainingJob, *, on_note: Callable[[str], None]) -> Trained:
         """Repeat the run; see `Arm`."""

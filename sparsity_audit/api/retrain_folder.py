@@ -2,7 +2,7 @@
 
 Contract: `plan.json` says which question the directory answers, and is written before anything else; another
 question is refused, the same one goes on with what is there. `runs/`, `masks/`, `scores.json`, `recovery/`
-and, last, `retrain.json` are all that is written. More controls may be asked for later: what is trained stays.
+and, last, `retrain.json` are what is written. More controls may be asked for later; what is trained stays.
 """
 
 from __future__ import annotations

@@ -60,9 +60,9 @@ class RetrainMasks:
             if folder.is_file() or any(folder.glob("*.pt")):
                 raise MaskError(
                     str(path),
-                    "does not record its polarity: 1 may mean updated or frozen",
+                    "does not record its polarity",
                     expected="a mask directory of this tool",
-                    remedy=f"sparsity-audit mask convert {path} -o MASK, with --inverted where 1 means frozen",
+                    remedy=f"sparsity-audit mask convert {path} -o MASK, with --inverted if 1 means frozen",
                 )
             open_encoded(folder)  # raises, saying what is there instead
         info = mask_info(folder)
@@ -93,7 +93,7 @@ class RetrainMasks:
         if control.kind == "random":
             mask_random(like, target, seed=self._seed)
         elif control.kind == "magnitude":
-            mask_random(like, target, seed=self._seed, base=self._base.files[0].path.parent, force=self._force)
+            mask_random(like, target, seed=self._seed, base=self._base.reference, force=self._force)
         elif control.kind == "complement":
             mask_ops("not", [like], target)
         else:

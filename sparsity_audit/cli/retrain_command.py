@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ __all__ = ["retrain"]
 class _ListType(click.ParamType):
     """Values by comma."""
 
-    def __init__(self, item: type[str] | type[float], example: str) -> None:
+    def __init__(self, item: Callable[[str], Any], example: str) -> None:
         self._item, self._example, self.name = item, example, "list"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:

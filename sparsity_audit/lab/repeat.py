@@ -66,8 +66,9 @@ def finished_full_run(path: str | Path) -> SavedRun:
 
 
 def read_update_mask(path: Path, base: Path) -> UpdateMask:
-    """A mask directory as bool tensors, once it is proven to be of this base; no tensor of it is trained
-    where the mask does not speak of it.
+    """A mask directory as bool tensors by parameter name, once it is proven to be of this base.
+
+    A parameter that the mask does not speak of is frozen.
 
     Raises:
         MaskError: The mask is no mask of the base.
@@ -142,9 +143,7 @@ def repeated_config(saved: SavedRun, *, update_mask: UpdateMask | None, seed: in
         ) from error
 
 
-def prove_outside(
-    saved: SavedRun, final: Path, *, update_mask: UpdateMask | None
-) -> FrozenProof | None:
+def prove_outside(saved: SavedRun, final: Path, *, update_mask: UpdateMask | None) -> FrozenProof | None:
     """That a repetition's stored weights have the base's bits outside the mask; None without a mask.
 
     Raises:

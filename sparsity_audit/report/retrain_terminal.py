@@ -14,7 +14,17 @@ __all__ = ["print_retrain", "retrain_head", "retrain_rows"]
 
 def retrain_head() -> list[str]:
     """Head of `retrain_rows`."""
-    return ["run", "density", "seed", "learning rate", "rates tried", "score", "95 %", "share of the gain", "95 %"]
+    return [
+        "run",
+        "density",
+        "seed",
+        "learning rate",
+        "rates tried",
+        "score",
+        "95 %",
+        "share of the gain",
+        "95 %",
+    ]
 
 
 def retrain_rows(report: RetrainReport) -> list[list[str]]:
