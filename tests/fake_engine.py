@@ -8,7 +8,7 @@ import marshal
 import pickle
 import types
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 __all__ = ["FakeEngine", "shipped"]
 
@@ -52,7 +52,7 @@ def shipped(value: Any) -> Any:
 class FakeEngine:
     """In the place of `RayEngine`: every unit by a copy of the work, the last unit first."""
 
-    made: list[FakeEngine] = []
+    made: ClassVar[list[FakeEngine]] = []
 
     def __init__(self, *, slots: int | None = None, gpus: bool = False) -> None:
         self.slots, self.gpus, self.num_units, self.num_maps = slots, gpus, 0, 0

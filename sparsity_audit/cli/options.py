@@ -119,7 +119,7 @@ def engine_options(command: _Command) -> _Command:
     command = click.option(
         "--workers",
         type=click.IntRange(min=1),
-        help="Threads [default: one a core, at most 8]; with --engine ray, tasks at once [default: its CPUs].",
+        help="Threads [default: one a core, at most 8]; with --engine ray, tasks at once [default: all].",
     )(command)
     return click.option(
         "--engine",

@@ -38,6 +38,7 @@ _TASK_MEMORY_BYTES = 1 << 30
 
 _LOCAL_STORE_BYTES = 512 << 20
 _MAX_RETRIES = 3
+_CONNECT_S = 20.0
 _PATIENCE_S = 600.0
 """How long a cluster may take to offer the first slot: an autoscaler starts nodes in minutes."""
 
@@ -191,10 +192,27 @@ def _connect(ray: Any, address: str | None, slots: int | None) -> None:
             "object_store_memory": _LOCAL_STORE_BYTES,
             "include_dashboard": False,
         }
+    listens = address is not None and _verify_reachable(address)
     try:
         ray.init(address=address or "local", **options)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise explained(error, f"the Ray cluster {address or 'of this machine'}") from error
+        subject = f"the Ray cluster {address or 'of this machine'}"
+        raise explained(error, subject, listens=listens) from error
+
+
+def _verify_reachable(address: str) -> bool:
+    """Raise ClusterError where nobody listens: Ray itself would try for minutes, without a word.
+
+    False where that cannot be told, as for `auto`, which Ray resolves itself.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise explained(ConnectionError(str(error)), f"the Ray cluster {address}") from error
+    return True
 
 
 def _batches(units: Sequence[_Unit], slots: int) -> list[list[_Unit]]:

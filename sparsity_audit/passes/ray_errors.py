@@ -16,8 +16,21 @@ __all__ = ["explained", "lost", "name_of"]
 _MAX_TEXT = 300
 
 
-def explained(error: BaseException, subject: str) -> SparsityAuditError:
-    """The ClusterError for what Ray said when it was asked to connect."""
+_TOKEN_REMEDY = (
+    "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (default ~/.ray/auth_token) on every node before"
+    " `ray start`, and here; RAY_AUTH_MODE=disabled where the cluster has none"
+)
+
+
+def explained(error: BaseException, subject: str, *, listens: bool = False) -> SparsityAuditError:
+    """The ClusterError for what Ray said when it was asked to connect.
+
+    Args:
+        error: What Ray raised.
+        subject: The cluster.
+        listens: Somebody listens at its address. Ray calls a refused token a failed connection then, and
+            writes the reason to its log alone.
+    """
     text, kind = str(error), type(error).__name__
     if "Version mismatch" in text or "version mismatch" in text:
         return ClusterError(
@@ -31,8 +44,14 @@ def explained(error: BaseException, subject: str) -> SparsityAuditError:
             subject,
             f"does not accept this driver's token ({_first_lines(text)})",
             expected="one token on every node and here, and the same RAY_AUTH_MODE",
-            remedy="export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (default ~/.ray/auth_token) on "
-            "every node before `ray start`, and here; RAY_AUTH_MODE=disabled where the cluster has none",
+            remedy=_TOKEN_REMEDY,
+        )
+    if listens and isinstance(error, ConnectionError):
+        return ClusterError(
+            subject,
+            f"listens, but does not let this driver in ({_first_lines(text)})",
+            expected="a Ray cluster with this driver's token",
+            remedy=_TOKEN_REMEDY,
         )
     if isinstance(error, (ConnectionError, TimeoutError)) or "connect" in text.lower():
         return ClusterError(

@@ -6,6 +6,7 @@ the test ends; a core test (`tests/passes/test_engine.py`) covers every pass wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -50,10 +51,8 @@ def driver(tmp_path, addition, monkeypatch):
             try:
                 status = process.wait(timeout)
             finally:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             log.seek(0)
             return status, log.read()
 
@@ -200,13 +199,40 @@ def test_a_driver_that_is_killed_goes_on_from_its_journal(tmp_path, driver) -> N
     assert _files(tmp_path / "mask") == _files(tmp_path / "here-mask")
 
 
+def test_a_cluster_with_another_token_says_what_to_set(tmp_path, driver) -> None:
+    status, log = driver(
+        """
+        import subprocess
+        ray_command = Path(sys.executable).with_name("ray")
+        head = subprocess.Popen(
+            [ray_command, "start", "--head", "--block", "--port=0", "--num-cpus=1",
+             "--include-dashboard=false", "--object-store-memory=80000000", "--disable-usage-stats"],
+            stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "the-token-of-the-cluster"},
+        )
+        address = next(line.split("'")[1] for line in head.stdout if "--address=" in line)
+        os.environ["RAY_ADDRESS"] = address
+        try:
+            diff("base-bf16", "grpo-bf16-seed0", engine="ray")
+        finally:
+            head.terminate()
+            head.wait(30)
+        """,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN="the-token-of-somebody-else",
+    )
+    assert status == 1, log
+    assert "ClusterError" in log, log
+    assert "RAY_AUTH_TOKEN_PATH" in log
+
+
 def test_a_cluster_that_is_not_there_says_what_to_check(tmp_path, driver) -> None:
     status, log = driver(
         """
         diff("base-bf16", "grpo-bf16-seed0", engine="ray")
         """,
         RAY_ADDRESS="127.0.0.1:1",
-        RAY_gcs_rpc_server_connect_timeout_s="1",
+        timeout=60,
     )
     assert status == 1, log
     assert "ClusterError" in log, log
