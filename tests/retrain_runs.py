@@ -1,4 +1,7 @@
-"""A lab run of a second, its mask, and a retraining that a test kills: `python -m retrain_runs RUN MASK OUT N`."""
+"""A lab run of a second, its mask, and a retraining that a test kills.
+
+`python -m retrain_runs RUN MASK OUT STEP`
+"""
 
 from __future__ import annotations
 

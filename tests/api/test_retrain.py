@@ -173,13 +173,13 @@ def test_the_best_rate_wins_the_smaller_of_equal_ones_and_never_a_collapsed_one(
         seed=1,
         rates=((1, 1e-3), (3, 3e-3), (10, 1e-2)),
     )
-    result = train_run(plan, _Arm(scores), Path("out"), on_note=lambda _: None)  # pyright: ignore
+    result = train_run(plan, _Arm(scores), Path("out"), on_note=lambda _: None)
     assert (result.chosen and result.chosen.multiple) == chosen
     assert [rate.failure is None for rate in result.rates] == [value is not None for value in scores.values()]
     with pytest.raises(CollapsedRunError):
         train_run(
             replace(plan, label="sub", control=None, rates=((1, 1e-3),)),
-            _Arm({"sub": None}),  # pyright: ignore
+            _Arm({"sub": None}),
             Path("out"),
             on_note=lambda _: None,
         )
