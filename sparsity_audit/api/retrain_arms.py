@@ -1,8 +1,8 @@
 """Who trains in a retraining: the lab, which repeats one of its runs.
 
 Contract: an arm knows base, full run and settings; it trains one run inside one mask, goes on where a killed
-one stopped, keeps a finished one, and proves that what is frozen has the base's bits. It scores checkpoints on
-test prompts, and on validation prompts of which none is among them.
+one stopped, keeps a finished one, and proves that what is frozen has the base's bits. It scores checkpoints
+on test prompts, and on validation prompts of which none is among them.
 """
 
 from __future__ import annotations

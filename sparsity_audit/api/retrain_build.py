@@ -136,8 +136,8 @@ def _own_warnings(runs: Sequence[RetrainedRun]) -> list[str]:
     untuned = [run.label for run in runs if run.kind in ("random", "magnitude") and len(run.rates) == 1]
     if untuned:
         found.append(
-            f"{', '.join(untuned)}: trained at the full run's rate alone; random masks have matched full runs "
-            "at larger ones: tune with --control-lrs"
+            f"{', '.join(untuned)}: trained at the full run's rate alone; random masks have matched full "
+            "runs at larger ones: tune with --control-lrs"
         )
     return found
 

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +79,8 @@ def parse_controls(texts: Sequence[str]) -> tuple[Control, ...]:
     found: list[Control] = []
     for text in texts:
         control = _parse(text.strip())
+        if control.kind == "other":
+            control = _numbered(control, found)
         if any(other.label == control.label for other in found):
             raise UsageError("--controls", f"{control.label!r} stands twice", expected="each control once")
         found.append(control)
@@ -107,6 +109,16 @@ def _parse(text: str) -> Control:
     if kind == "seed":
         return Control(kind="seed", label="seed")
     return Control(kind=kind, label=kind)  # pyright: ignore[reportArgumentType] - the three plain kinds
+
+
+def _numbered(control: Control, before: Sequence[Control]) -> Control:
+    """Another label where another mask has it: names of directories need not differ, their paths do."""
+    same = [other for other in before if other.kind == "other" and other.mask == control.mask]
+    labels, number = {other.label for other in before}, 2
+    label = control.label
+    while not same and label in labels:
+        label, number = f"{control.label}-{number}", number + 1
+    return replace(control, label=same[0].label if same else label)
 
 
 def _label(kind: str, argument: str) -> str:
