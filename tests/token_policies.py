@@ -1,4 +1,4 @@
-"""Policies of a few hundred parameters, and one whose distributions are written down."""
+"""A policy whose next-token distributions are written down, for the token audits."""
 
 from __future__ import annotations
 
@@ -6,27 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from sparsity_audit.lab.language_model import LabModel, LabTokenizer
-from sparsity_audit.lab.model import Llama, LlamaConfig
-
-_SHAPE = LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-
-
-def random_llama(seed: int, *, head_scale: float = 1.0) -> Llama:
-    """Weights of the seed alone; logits spread by `head_scale`."""
-    model = Llama(_SHAPE)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                scale = head_scale if name == "lm_head.weight" else weight.shape[1] ** -0.5
-                weight.normal_(std=scale, generator=generator)
-    return model
-
-
-def random_model(seed: int, *, head_scale: float = 1.0) -> LabModel:
-    """`random_llama` behind the protocol."""
-    return LabModel(random_llama(seed, head_scale=head_scale), name=f"random-{seed}")
+from sparsity_audit.lab.language_model import LabTokenizer
 
 
 class _Seen:

@@ -3,8 +3,9 @@
 Contract: a direction begins with the primary model alone, whose signals calibrate what is asked for as a
 share or a budget. Each control makes as many interventions as its point: *random* the same number in every
 completion, at positions drawn beforehand from the primary model's own completion of that row; *entropy* by a
-threshold on the primary model's entropy, adjusted up to six times until the total is within 5 %; *first* the
-first k positions. Every point draws with the same noise, row by row.
+threshold on the primary model's entropy, adjusted up to six times until the total is within 5 %, and for a
+budget the one that spends it in as many completions; *first* the first k positions.
+Every point draws with the same noise, row by row.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,9 +24,6 @@ from sparsity_audit.report.cross import Direction, Selector
 from sparsity_audit.tokens.calibration import budget_threshold, random_positions, share_threshold
 from sparsity_audit.tokens.intervention import CrossSamples
 from sparsity_audit.tokens.rules import Above, At, First, Rule
-
-if TYPE_CHECKING:
-    from sparsity_audit.tokens.rules import Signal
 
 __all__ = ["CONTROLS", "Control", "DonePoint", "Setting", "run_direction", "settings_of"]
 
@@ -139,7 +137,7 @@ def run_direction(
     for setting in settings:
         budget = int(setting.amount) if setting.kind == "budget" else None
         key = f"{name}-js-{setting.key}"
-        rule = Above(signal="js", threshold=_threshold(setting, "js", alone.samples), budget=budget)
+        rule = Above(signal="js", threshold=_threshold(setting, alone.samples), budget=budget)
         point = _done(side, key, lambda key, rule=rule: (rule, sample(key, name, rule)))
         made.append(_named(side, key, "js", setting.words, None, budget, point))
         for control in controls:
@@ -164,7 +162,7 @@ def _control(
 
     def make(key: str) -> tuple[Rule, CrossSamples]:
         if control == "entropy":
-            return _entropy_matched(side, key, setting, budget=budget, alone=alone, point=point)
+            return _entropy_matched(side, key, budget=budget, alone=alone, point=point)
         rule = First(num=budget or 1) if control == "first" else _random_rule(side, key, alone, point)
         return rule, side.sample(key, side.name, rule)
 
@@ -185,7 +183,6 @@ def _random_rule(side: _Direction, key: str, alone: StoredPoint, point: StoredPo
 def _entropy_matched(
     side: _Direction,
     key: str,
-    setting: Setting,
     *,
     budget: int | None,
     alone: StoredPoint,
@@ -193,7 +190,12 @@ def _entropy_matched(
 ) -> tuple[Rule, CrossSamples]:
     """Entropy above a threshold, in as many positions as the point switched."""
     if budget is not None:
-        rule = Above(signal="entropy", threshold=_threshold(setting, "entropy", alone.samples), budget=budget)
+        spent = float((point.samples.switched.sum(dim=1) >= budget).double().mean())
+        threshold = math.inf
+        if spent > 0:
+            entropy, written = alone.samples.entropy, alone.samples.written
+            threshold = budget_threshold(entropy, written, budget=budget, spent_frac=spent)
+        rule = Above(signal="entropy", threshold=threshold, budget=budget)
         return rule, side.sample(key, side.name, rule)
     return _nearest_rule(side, key, wanted=int(point.samples.switched.sum()), seen=point.samples)
 
@@ -228,13 +230,13 @@ def _nearest_rule(
     return best
 
 
-def _threshold(setting: Setting, signal: Signal, alone: CrossSamples) -> float:
-    values = alone.js if signal == "js" else alone.entropy
+def _threshold(setting: Setting, alone: CrossSamples) -> float:
+    """The JS above which the other model takes over."""
     if setting.kind == "threshold":
         return setting.amount
     if setting.kind == "share":
-        return share_threshold(values, alone.written, share=setting.amount)
-    return budget_threshold(values, alone.written, budget=int(setting.amount))
+        return share_threshold(alone.js, alone.written, share=setting.amount)
+    return budget_threshold(alone.js, alone.written, budget=int(setting.amount))
 
 
 def _done(side: _Direction, key: str, make: Callable[[str], tuple[Rule, CrossSamples]]) -> StoredPoint:

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from token_policies import WrittenModel, random_model
+from token_models import random_model
+from token_policies import WrittenModel
 
 from sparsity_audit.models.score import Scored, log_probabilities
 from sparsity_audit.tokens.critical import Place, certainty, continuations, read_positions, substitutes
 
-MODEL = random_model(3, head_scale=0.8)
+MODEL = random_model(3, spread=3.2)
 SEQUENCES = (
     Scored(prompt=(1, 5, 6), completion=(7, 8, 9, 2)),
     Scored(prompt=(1, 4), completion=(3, 3)),

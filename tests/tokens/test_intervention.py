@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_policies import WrittenModel, random_model
+from token_models import random_model
+from token_policies import WrittenModel
 
 from sparsity_audit.errors import UsageError
 from sparsity_audit.models.noise import RowNoise, choose, row_seed
@@ -19,7 +20,7 @@ from sparsity_audit.tokens.intervention import CrossSamples, cross_sample, read_
 from sparsity_audit.tokens.rules import Above, At, First
 
 NEVER, ALWAYS = Above(signal="js", threshold=math.inf), Above(signal="js", threshold=0.0)
-A, B = random_model(1, head_scale=0.8), random_model(2, head_scale=0.8)
+A, B = random_model(1, spread=3.2), random_model(2, spread=3.2)
 PROMPTS = [[1, 5, 6, 13], [1, 4], [1, 9, 9, 9, 9, 9, 13], [1, 3, 3], [1, 12]]
 END = 2
 
@@ -75,7 +76,7 @@ def test_threshold_zero_is_the_intervening_models_own_sample(seed, temperature) 
 
 
 def test_threshold_zero_holds_where_the_divergence_is_below_rounding() -> None:
-    near = random_model(1, head_scale=0.8)
+    near = random_model(1, spread=3.2)
     with torch.no_grad():
         near.llama.lm_head.weight.add_(1e-6 * torch.randn(20, 16, generator=torch.Generator().manual_seed(0)))
     found = run(A, near, rule=ALWAYS)
@@ -86,7 +87,7 @@ def test_threshold_zero_holds_where_the_divergence_is_below_rounding() -> None:
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_identical_models_never_switch_on_divergence_and_never_change(seed) -> None:
-    twin = random_model(1, head_scale=0.8)
+    twin = random_model(1, spread=3.2)
     found = run(A, twin, rule=ALWAYS, seed=seed)
     assert not found.switched.any()
     assert bool((found.js == 0).all())

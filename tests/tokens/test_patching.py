@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from token_policies import random_llama, random_model
+from token_models import random_llama, random_model
 
 from sparsity_audit.errors import UsageError
 from sparsity_audit.lab.language_model import LabModel
