@@ -20,7 +20,7 @@ from sparsity_audit.api.tokens_diverge import VocabularyRule, ask, one_thread_fo
 from sparsity_audit.api.tokens_patch_audit import CompletionsOf, PatchAudit
 from sparsity_audit.errors import UsageError
 from sparsity_audit.report.output import verify_free, write_below
-from sparsity_audit.report.patch import PatchDirection, PatchReport, PatchRow
+from sparsity_audit.report.tokens_patch import PatchDirection, PatchReport, PatchRow
 from sparsity_audit.tokens.patching import Part, parts_of, put, verify_same_shapes
 from sparsity_audit.training.parameters import name_parameters
 from sparsity_audit.training.update_masks import bind_mask
@@ -106,7 +106,7 @@ def tokens_patch(
         OutputError: `output` holds what would be replaced, or cannot be written.
         SparsityAuditError: A model cannot be read.
     """
-    from sparsity_audit.report.patch_files import PATCH_FILES, render_patch
+    from sparsity_audit.report.tokens_patch_files import PATCH_FILES, render_patch
 
     _check(parts, masks, pruned, limit=limit, take_over=take_over, num_samples=num_samples)
     judge = load_verifier(verifier) if isinstance(verifier, str) else verifier

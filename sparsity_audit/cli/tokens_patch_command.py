@@ -76,11 +76,11 @@ def patch(*, output_format: str, as_json: bool, **options: Any) -> None:
 
     report = tokens_patch(**options, on_progress=progress(output_format), on_note=echo_note)
     if output_format == "json":
-        from sparsity_audit.report.patch import patch_to_json
+        from sparsity_audit.report.tokens_patch import patch_to_json
 
         sys.stdout.buffer.write(patch_to_json(report))
         sys.stdout.buffer.flush()
     elif output_format == "human":
-        from sparsity_audit.report.patch_terminal import print_patch
+        from sparsity_audit.report.tokens_patch_terminal import print_patch
 
         print_patch(report, output=options["output"])

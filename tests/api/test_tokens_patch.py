@@ -13,8 +13,8 @@ from sparsity_audit.errors import OutputError, UsageError
 from sparsity_audit.lab.folder import save_model
 from sparsity_audit.report.critical import critical_json_schema
 from sparsity_audit.report.critical_files import TOKENS_CRITICAL_FILES
-from sparsity_audit.report.patch import patch_json_schema
-from sparsity_audit.report.patch_files import PATCH_FILES
+from sparsity_audit.report.tokens_patch import patch_json_schema
+from sparsity_audit.report.tokens_patch_files import PATCH_FILES
 
 TASK = {"task": "addition", "lengths": (1,), "num_prompts": 6, "seed": 1, "figures": False}
 

@@ -6,7 +6,7 @@ import csv
 import io
 
 from sparsity_audit.report.overlap_text import markdown_table, share
-from sparsity_audit.report.patch import PatchReport, PatchRow
+from sparsity_audit.report.tokens_patch import PatchReport, PatchRow
 from sparsity_audit.tokens.intervals import RatioEstimate
 
 __all__ = [

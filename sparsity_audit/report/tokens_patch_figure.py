@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from sparsity_audit.report.patch import PatchReport, PatchRow
-from sparsity_audit.report.patch_tables import patch_facts, patch_headline
 from sparsity_audit.report.style import (
     COLOURS,
     FORMATS,
@@ -21,6 +19,8 @@ from sparsity_audit.report.style import (
     house_style,
     to_bytes,
 )
+from sparsity_audit.report.tokens_patch import PatchReport, PatchRow
+from sparsity_audit.report.tokens_patch_tables import patch_facts, patch_headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

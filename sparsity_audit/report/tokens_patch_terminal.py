@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsity_audit.report.overlap_terminal import new_console, print_table, say
-from sparsity_audit.report.patch import PatchReport
-from sparsity_audit.report.patch_tables import (
+from sparsity_audit.report.tokens_patch import PatchReport
+from sparsity_audit.report.tokens_patch_tables import (
     DIRECTION_TITLES,
     patch_facts,
     patch_head,
