@@ -11,9 +11,7 @@ from sparsity_audit.cli.options import OUTPUT_PATH, echo_note, format_options
 
 __all__ = ["patch"]
 
-_PATCHES = click.argument(
-    "patches", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
+_PATCHES = click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path))
 _WORKERS = click.option(
     "--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8]."
 )

@@ -126,7 +126,7 @@ def test_info_counts_what_is_stored_and_what_other_encodings_would_take(pair, ma
     assert {e.encoding for e in info.encodings} >= {"none", "dense"}
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_pair_of_checkpoints_is_rebuilt(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("any")
@@ -221,7 +221,7 @@ def test_a_manifest_that_is_no_manifest_is_refused(made, tmp_path):
         ({"tensors": [record["tensors"][0] | {"shape": [2**70]}]}, CorruptCheckpointError),
         ({"tensors": [record["tensors"][1] | {"changed": 1}]}, CorruptCheckpointError),
         (
-            {"files": [{"name": "../x", "num_bytes": 1, "sha256": "0" * 64, "stored": True}]},
+            {"files": [outside]},
             CorruptCheckpointError,
         ),
         ({"aliases": {"x": "nowhere"}}, CorruptCheckpointError),
