@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sparsity_audit.api.overlap import overlap as overlap
     from sparsity_audit.api.overlap import overlap_criteria as overlap_criteria
     from sparsity_audit.api.pairs import diff_pairs as diff_pairs
+    from sparsity_audit.api.patch import patch_apply as patch_apply
+    from sparsity_audit.api.patch import patch_info as patch_info
+    from sparsity_audit.api.patch import patch_make as patch_make
     from sparsity_audit.api.presets import apply_preset as apply_preset
     from sparsity_audit.api.prune import prune as prune
     from sparsity_audit.api.recovery import recovery as recovery
@@ -95,6 +98,9 @@ _HOMES = {
     "merge": "api.shares",
     "overlap": "api.overlap",
     "overlap_criteria": "api.overlap",
+    "patch_apply": "api.patch",
+    "patch_info": "api.patch",
+    "patch_make": "api.patch",
     "plan_diff": "api.diff",
     "plot": "api.render",
     "prune": "api.prune",

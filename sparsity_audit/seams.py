@@ -19,6 +19,8 @@ POINTS = (
     "unit pruned",  # its entries are in the files of every checkpoint, which have no name yet
     "checkpoints written",  # complete and flushed, but not under the name that was asked for
     "file written",  # one of the report's files stands under its final name
+    "tensor encoded",  # a patch's tensor waits in scratch files
+    "tensor patched",  # a tensor is written and its hash is right, the checkpoint has no name yet
     "step recorded",  # a training step's metrics are appended, its weights are only in memory
     "checkpoint written",
     "training state written",

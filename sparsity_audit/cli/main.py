@@ -27,6 +27,7 @@ _COMMANDS = {
     "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
     "merge": ("merge_command", "merge", "Join the shares of a run that was split over machines."),
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
+    "patch": ("patch_commands", "patch", "Ship an update as the entries that changed; rebuild bit for bit."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
