@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.card import mask_card as mask_card
     from sparsity_audit.api.diff import diff as diff
     from sparsity_audit.api.diff import plan_diff as plan_diff
+    from sparsity_audit.api.diff_question import DiffQuestion as DiffQuestion
     from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
@@ -31,14 +32,23 @@ if TYPE_CHECKING:
     from sparsity_audit.api.overlap import overlap as overlap
     from sparsity_audit.api.overlap import overlap_criteria as overlap_criteria
     from sparsity_audit.api.pairs import diff_pairs as diff_pairs
+    from sparsity_audit.api.patch import patch_apply as patch_apply
+    from sparsity_audit.api.patch import patch_info as patch_info
+    from sparsity_audit.api.patch import patch_make as patch_make
     from sparsity_audit.api.presets import apply_preset as apply_preset
     from sparsity_audit.api.prune import prune as prune
     from sparsity_audit.api.recovery import recovery as recovery
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
+    from sparsity_audit.api.retrain import retrain as retrain
     from sparsity_audit.api.series import series as series
+    from sparsity_audit.api.shares import diff_share as diff_share
+    from sparsity_audit.api.shares import merge as merge
+    from sparsity_audit.api.tokens_critical import tokens_critical as tokens_critical
+    from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
+    from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
     from sparsity_audit.api.tokens_series import tokens_series as tokens_series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
@@ -55,6 +65,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Criterion": "types",
+    "DiffQuestion": "api.diff_question",
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
     "LiveAudit": "training.hooks",
@@ -66,6 +77,7 @@ _HOMES = {
     "apply_preset": "api.presets",
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
+    "diff_share": "api.shares",
     "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
     "lab_critical": "api.lab_critical",
@@ -83,15 +95,23 @@ _HOMES = {
     "mask_info": "api.masks",
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
+    "merge": "api.shares",
     "overlap": "api.overlap",
     "overlap_criteria": "api.overlap",
+    "patch_apply": "api.patch",
+    "patch_info": "api.patch",
+    "patch_make": "api.patch",
     "plan_diff": "api.diff",
     "plot": "api.render",
     "prune": "api.prune",
     "recovery": "api.recovery",
     "render": "api.render",
+    "retrain": "api.retrain",
     "series": "api.series",
+    "tokens_critical": "api.tokens_critical",
+    "tokens_cross_sample": "api.tokens_cross",
     "tokens_diverge": "api.tokens_diverge",
+    "tokens_patch": "api.tokens_patch",
     "tokens_series": "api.tokens_series",
     "verify_frozen": "training.verify",
 }

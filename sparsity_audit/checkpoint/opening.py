@@ -14,11 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsity_audit.checkpoint.adapter import merge_adapter
 from sparsity_audit.checkpoint.contents import FileContents
-from sparsity_audit.checkpoint.formats import read_contents
+from sparsity_audit.checkpoint.formats import GGUF_REMEDY, read_contents
 from sparsity_audit.checkpoint.hub import fetch
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, parse_reference
-from sparsity_audit.checkpoint.layout import abridged, choose_layout, missing_shards, unread_weights
+from sparsity_audit.checkpoint.layout import (
+    ADAPTER_CONFIG,
+    abridged,
+    choose_layout,
+    is_adapter,
+    missing_shards,
+    unread_weights,
+)
+from sparsity_audit.checkpoint.spelling import MASTER, adapted_parts, local_path
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.checkpoint.trainer_folders import (
     TrainerKind,
@@ -34,10 +43,7 @@ from sparsity_audit.errors import (
 )
 from sparsity_audit.types import TensorSpec
 
-__all__ = ["MASTER", "open_checkpoint"]
-
-MASTER = "#master"
-"""What follows a reference to ask for the fp32 copy of its weights."""
+__all__ = ["open_checkpoint"]
 
 _MAX_NAME_CHARACTERS = 255
 
@@ -61,9 +67,12 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     """
     if reference == "":
         raise UsageError("reference", "the text is empty", expected="a path or a Hub reference; '.' is here")
-    text, path = str(reference), _local_path(reference)
+    text, path = str(reference), local_path(reference)
     if text.endswith(MASTER) and not path.exists():
         return _open_master(text.removesuffix(MASTER))
+    parts = adapted_parts(text) if not path.exists() else None
+    if parts is not None:
+        return merge_adapter(*(open_checkpoint(part) for part in parts))
     is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
     if path.is_dir() and not is_hub_only:
         catalogue = _with_note_on_unread(_open_directory(path, reference=text), _file_names(path))
@@ -81,22 +90,12 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     return replace(catalogue, notes=(*catalogue.notes, *_shadow_note(reference)))
 
 
-def _local_path(reference: str | Path) -> Path:
-    try:
-        path = Path(reference).expanduser()
-        path.is_dir()
-    except (OSError, RuntimeError) as error:
-        # An unknown ~user, a name longer than the file system takes, a directory that may not be entered.
-        found = error.strerror if isinstance(error, OSError) else str(error)
-        raise CheckpointNotFoundError(
-            str(reference)[:200], found or "cannot be looked up", expected="a path or a Hub reference"
-        ) from error
-    return path
-
-
 def _open_master(text: str) -> Catalogue:
     """The fp32 copy of the weights of a trainer's folder."""
-    path = _local_path(text)
+    path = local_path(text)
+    parts = adapted_parts(text) if not path.exists() else None
+    if parts is not None:
+        return merge_adapter(*(open_checkpoint(part) for part in parts), rounded=False)
     if not path.is_dir():
         raise CheckpointNotFoundError(
             text + MASTER,
@@ -138,6 +137,8 @@ def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Ca
     if inner is not None:
         catalogue = _open_directory(inner, reference=reference, master=master)
         return replace(catalogue, notes=(*catalogue.notes, f"{reference}: read its folder {inner.name}"))
+    if master and layout is not None and is_adapter(layout.files):
+        return _open_directory(folder, reference=reference)
     if master:
         raise UnsupportedFormatError(
             reference + MASTER,
@@ -145,6 +146,8 @@ def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Ca
             expected="a distributed checkpoint (.metadata) or DeepSpeed's *_optim_states.pt",
             remedy="leave #master out to read the weights as they are stored",
         )
+    if layout is None and any(name.endswith(".gguf") for name in names):
+        raise UnsupportedFormatError(str(folder), "holds GGUF files alone", remedy=GGUF_REMEDY)
     if layout is None:
         raise CheckpointNotFoundError(
             str(folder),
@@ -173,7 +176,10 @@ def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Ca
             remedy="fetch the missing shard",
         )
     paths = [folder / name for name in layout.files]
-    return _catalogue(paths, folder=folder, reference=reference, resolved=folder)
+    catalogue = _catalogue(paths, folder=folder, reference=reference, resolved=folder)
+    if is_adapter(layout.files) and ADAPTER_CONFIG in names:
+        return replace(catalogue, adapter=_read_json(folder / ADAPTER_CONFIG))
+    return catalogue
 
 
 def _open_trainer(

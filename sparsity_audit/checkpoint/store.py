@@ -177,6 +177,7 @@ class Catalogue:
         aliases: Second and further names of a tensor that shares its storage → the name in `tensors`.
         config: `config.json` next to the files, parsed; empty when there is none.
         notes: Things the user should be told (a local path that shadows a Hub name, for instance).
+        adapter: `adapter_config.json`, parsed, where the tensors are those of a PEFT adapter.
     """
 
     reference: str
@@ -186,6 +187,7 @@ class Catalogue:
     aliases: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapter: Mapping[str, Any] | None = None
 
     @property
     def resolved_label(self) -> str:

@@ -102,6 +102,11 @@ class TransformersModel:
         """The longest sequence its configuration promises."""
         return _context_tokens(self._config)
 
+    @property
+    def module(self) -> Any:
+        """The model of `transformers` itself."""
+        return self.inner
+
     def new_cache(self, *, batch: int, capacity: int) -> _Cache:  # noqa: ARG002  (grows as needed)
         """An empty cache."""
         return _Cache(self.inner.config)
