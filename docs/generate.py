@@ -26,6 +26,8 @@ from sparsity_audit.report.schema import json_schema
 from sparsity_audit.report.series import series_json_schema
 from sparsity_audit.report.study import study_json_schema
 from sparsity_audit.report.study_full import study_full_json_schema
+from sparsity_audit.report.tokens import tokens_json_schema
+from sparsity_audit.report.tokens_series import tokens_series_json_schema
 
 __all__ = ["NAME", "commands", "generate", "main"]
 
@@ -63,6 +65,8 @@ def generate() -> dict[Path, str]:
         "prune.schema.json": prune_json_schema(),
         "recovery.schema.json": recovery_json_schema(),
         "series.schema.json": series_json_schema(),
+        "tokens.schema.json": tokens_json_schema(),
+        "tokens-series.schema.json": tokens_series_json_schema(),
         "lab-track.schema.json": track_json_schema(),
         "lab-critical.schema.json": critical_json_schema(),
         "lab-study.schema.json": study_json_schema(),

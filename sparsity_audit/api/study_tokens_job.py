@@ -38,7 +38,11 @@ def measure_tokens(folder: Path, *, run: str, role: str, num_prompts: int, num_s
 
 def _facts(one: SetRecord) -> TokenSetFacts:
     found = one.summary
-    exact = [point for point in found.by_position if point.end == point.start + 1]
+    exact = [
+        point
+        for point in found.by_position
+        if point.end == point.start + 1 and point.is_common(found.sequences)
+    ]
     return TokenSetFacts(
         name=one.name,
         positions=found.positions,

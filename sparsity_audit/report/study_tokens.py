@@ -36,7 +36,7 @@ class TokenSetFacts:
         in_top_3: Where JS > .1: share whose first choice under the tuned model is in the base's top 3.
         new: There: share whose first choice has p < .01 under the base.
         curve: Share of all JS in the most divergent x of positions, x by `CURVE_FRACS`; None without JS.
-        profile: Mean JS by position, as far as each position is one bin.
+        profile: Mean JS by position, as far as one completion in 50 goes and each position is one bin.
     """
 
     name: str
@@ -120,8 +120,7 @@ def _reading(facts: StudyFacts, shares: list[float]) -> str:
     others = [found.of("base").above.value or 0.0 for found in facts.tokens if found.role == "seed"]
     text = (
         f"JS > {HIGH:g} at {_list(shares)} of the positions of the runs' own samples, and at {_list(others)} "
-        "of those of the base's samples: what is scored decides the share, and published figures are of the "
-        "former alone."
+        "of those of the base's samples; published figures are of the former alone."
     )
     control = [found.of("tuned").above.value or 0.0 for found in facts.tokens if found.role == "shuffled"]
     return text + (f" With shuffled rewards: {_list(control)}." if control else "")
@@ -138,7 +137,7 @@ def _caption(facts: StudyFacts) -> str:
     return (
         f"Jensen–Shannon divergence of run and base at every position, {first.num_prompts} prompts × "
         f"{first.num_samples}. Left: share of all divergence in the most divergent x of the positions. "
-        "Right: mean divergence by position. Solid: samples of the run; dashed: samples of the base."
+        "Right: mean divergence by position, where one completion in 50 is as long. Solid: samples of the run; dashed: samples of the base."
     )
 
 

@@ -52,7 +52,7 @@ def render_tokens_figures(report: TokensReport) -> dict[str, bytes]:
         "divergence": (
             "a: share of positions with a Jensen–Shannon divergence of at least x. b: share of all "
             "divergence in the most divergent x of the positions; grey is an even spread. c: mean "
-            "divergence over the position in the completion. d: positions by divergence and entropy of "
+            "divergence over the position, where one completion in 50 is as long. d: positions by divergence and entropy of "
             "the base, "
             f"{SET_NAMES[report.sets[-1].name]}."
         ),
@@ -109,7 +109,9 @@ def _draw_concentration(axes: Axes, one: SetRecord) -> None:
 
 def _draw_profile(axes: Axes, one: SetRecord) -> None:
     points = [
-        ((p.start + p.end - 1) / 2, js) for p in one.summary.by_position if (js := p.mean_js) is not None
+        ((p.start + p.end - 1) / 2, js)
+        for p in one.summary.by_position
+        if p.is_common(one.summary.sequences) and (js := p.mean_js) is not None
     ]
     axes.plot(
         [place for place, _ in points],

@@ -90,6 +90,10 @@ class ProfilePoint:
     mean_js: float | None
     above: float | None
 
+    def is_common(self, completions: int) -> bool:
+        """Whether at least one in 50 completions is as long as that: a mean over fewer is noise."""
+        return self.positions >= completions * (self.end - self.start) / 50
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetSummary:
