@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.card import mask_card as mask_card
     from sparsity_audit.api.diff import diff as diff
     from sparsity_audit.api.diff import plan_diff as plan_diff
+    from sparsity_audit.api.diff_question import DiffQuestion as DiffQuestion
     from sparsity_audit.api.export import mask_export as mask_export
     from sparsity_audit.api.gates import Expectations as Expectations
     from sparsity_audit.api.inspect import inspect as inspect
@@ -40,8 +41,14 @@ if TYPE_CHECKING:
     from sparsity_audit.api.render import load_report as load_report
     from sparsity_audit.api.render import plot as plot
     from sparsity_audit.api.render import render as render
+    from sparsity_audit.api.retrain import retrain as retrain
     from sparsity_audit.api.series import series as series
+    from sparsity_audit.api.shares import diff_share as diff_share
+    from sparsity_audit.api.shares import merge as merge
+    from sparsity_audit.api.tokens_critical import tokens_critical as tokens_critical
+    from sparsity_audit.api.tokens_cross import tokens_cross_sample as tokens_cross_sample
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
+    from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
     from sparsity_audit.api.tokens_series import tokens_series as tokens_series
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
@@ -58,6 +65,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Criterion": "types",
+    "DiffQuestion": "api.diff_question",
     "DiffReport": "report.schema",
     "Expectations": "api.gates",
     "LiveAudit": "training.hooks",
@@ -69,6 +77,7 @@ _HOMES = {
     "apply_preset": "api.presets",
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
+    "diff_share": "api.shares",
     "freeze_outside": "training.freeze",
     "inspect": "api.inspect",
     "lab_critical": "api.lab_critical",
@@ -86,6 +95,7 @@ _HOMES = {
     "mask_info": "api.masks",
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
+    "merge": "api.shares",
     "overlap": "api.overlap",
     "overlap_criteria": "api.overlap",
     "patch_apply": "api.patch",
@@ -96,8 +106,12 @@ _HOMES = {
     "prune": "api.prune",
     "recovery": "api.recovery",
     "render": "api.render",
+    "retrain": "api.retrain",
     "series": "api.series",
+    "tokens_critical": "api.tokens_critical",
+    "tokens_cross_sample": "api.tokens_cross",
     "tokens_diverge": "api.tokens_diverge",
+    "tokens_patch": "api.tokens_patch",
     "tokens_series": "api.tokens_series",
     "verify_frozen": "training.verify",
 }

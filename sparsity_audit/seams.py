@@ -13,6 +13,7 @@ __all__ = ["POINTS", "observer", "reached"]
 POINTS = (
     "unit compared",  # mask bits are written, the journal line is not
     "unit journaled",
+    "unit done by a worker",  # of an engine: its result is in the worker's memory alone
     "pass finished",
     "mask finished",
     "unit pruned",  # its entries are in the files of every checkpoint, which have no name yet
@@ -25,6 +26,7 @@ POINTS = (
     "training state written",
     "final weights written",
     "metrics table written",  # all of a training run but its result stands
+    "point written",  # one rule of a cross-sampling is kept, the record is not
     "parameters stepped",  # an optimizer has written, entries outside the mask are not restored
     "parameter scattered",  # a subnetwork optimizer has written one parameter, others not
 )

@@ -84,4 +84,5 @@ def _facts(folder: Path, plan: StudyPlan) -> StudyFacts:
         prunings=of("prune"),
         tracks={job.asked["run"]: found[job.name] for job in plan.named("track")},
         critical=next(iter(of("critical")), None),
+        tokens=of("tokens"),
     )

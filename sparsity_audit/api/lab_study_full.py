@@ -71,7 +71,7 @@ def lab_study_full(
             )
             done += len(part.jobs)
             wall_s = time.perf_counter() - started
-            _note_times(folder, part.part, {"wall_s": wall_s, "cpu_s": cpu_s, "processes": processes})
+            _note_times(folder, part.part, {"wall_s": wall_s, "cpu_s": cpu_s})
             report = _write(folder, plan)
             on_note(f"part {part.part} is done: {wall_s / 60:.1f} min")
     assert report is not None, "one part at least is asked for"
@@ -88,11 +88,13 @@ def _announce(chosen: Sequence[PartPlan], processes: int, on_note: Callable[[str
     )
 
 
-def _note_times(folder: Path, part: str, times: dict[str, Any]) -> None:
-    """The times of the part's last call, beside those of the others."""
+def _note_times(folder: Path, part: str, times: dict[str, float]) -> None:
+    """Add the times of a part's call to those of its earlier ones."""
     path = folder / "run.json"
     found = json.loads(path.read_bytes()) if path.exists() else {}
-    write_below(folder, "run.json", f"{json.dumps({**found, part: times}, indent=1)}\n".encode())
+    before = found.get(part, {})
+    summed = {key: value + before.get(key, 0) for key, value in times.items()}
+    write_below(folder, "run.json", f"{json.dumps({**found, part: summed}, indent=1)}\n".encode())
 
 
 def _write(folder: Path, plan: FullPlan) -> FullReport:

@@ -17,7 +17,7 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import UsageError
 from sparsity_audit.stats.scores import Accuracy
 
-__all__ = ["Metrics", "RunFacts", "read_metrics", "run_facts", "verify_labels"]
+__all__ = ["Metrics", "RunFacts", "read_accuracy", "read_metrics", "run_facts", "verify_labels"]
 
 _RESERVED = ("base", "full", "sub")
 _MAX_JSON_BYTES = 1_000_000
@@ -81,11 +81,14 @@ def read_metrics(given: str | Path | Mapping[str, Any], *, labels: Sequence[str]
     missing = [label for label in _RESERVED if label not in found]
     if missing:
         raise UsageError(subject, f"has no scores of {', '.join(missing)}", expected=_FORM)
-    accuracies = {label: _accuracy(found[label], f"{subject}: {label}") for label in labels if label in found}
+    accuracies = {
+        label: read_accuracy(found[label], f"{subject}: {label}") for label in labels if label in found
+    }
     return Metrics(metric=metric, accuracies=accuracies)
 
 
-def _accuracy(entry: Any, subject: str) -> Accuracy:
+def read_accuracy(entry: Any, subject: str) -> Accuracy:
+    """One score: `accuracy` or `correct`, `n`, and perhaps `standard_error`. Raises UsageError."""
     allowed = {"accuracy", "correct", "n", "standard_error"}
     if not isinstance(entry, Mapping) or not entry.keys() <= allowed or "n" not in entry:
         raise UsageError(subject, f"{entry!r:.80}", expected='{"accuracy": 0.75, "n": 512}')

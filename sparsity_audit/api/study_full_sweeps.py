@@ -162,7 +162,6 @@ TRANSFER = Sweep(
 )
 
 _MIXTURES = {
-    "S-rare": {"S": 0.10, "C": 0.45, "R": 0.45},
     "C-most": {"S": 0.10, "C": 0.80, "R": 0.10},
     "R-most": {"S": 0.10, "C": 0.10, "R": 0.80},
 }
@@ -208,7 +207,7 @@ DEGREE = Sweep(
 # they need larger coefficients to reach the same KL.
 
 _COEFFICIENTS = {
-    "standard": (0.1, 0.3, 1.0, 3.0),
+    "standard": (0.1, 0.3, 0.5, 1.0, 3.0),
     "shannon": (1.0, 3.0, 10.0, 30.0),
     "max-prob": (1.0, 3.0, 10.0, 30.0),
 }

@@ -23,6 +23,7 @@ from sparsity_audit.api.prune import prune
 from sparsity_audit.api.series import series
 from sparsity_audit.api.study_plan import Job
 from sparsity_audit.api.study_results import half_ulp_of, keep_result, sparsity_of, stored_result
+from sparsity_audit.api.study_tokens_job import measure_tokens
 from sparsity_audit.lab.critical import Critical
 from sparsity_audit.lab.folder import load_model
 from sparsity_audit.lab.saved_run import read_run
@@ -40,6 +41,7 @@ from sparsity_audit.report.study import (
     SeriesFacts,
     SeriesPoint,
 )
+from sparsity_audit.report.study_tokens import TokenFacts
 from sparsity_audit.training.parameters import name_parameters
 from sparsity_audit.training.update_masks import bind_mask
 from sparsity_audit.types import View
@@ -232,6 +234,7 @@ _MEASURES: dict[str, tuple[type, Callable[..., Any]]] = {
     "prune": (PruneFacts, _prune),
     "track": (Track, _track),
     "critical": (Critical, _critical),
+    "tokens": (TokenFacts, measure_tokens),
 }
 
 MEASURED = tuple(_MEASURES)

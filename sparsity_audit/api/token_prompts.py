@@ -8,8 +8,8 @@ the run goes on with the others; only where none is left there is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class PromptLine:
         messages: A conversation up to where the assistant begins.
         completions: Completions that were given.
         judge: The task's verdict on a completion; None where nothing judges.
+        fields: The line's whole JSON object, for a verifier; empty for a task's problems.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PromptLine:
     messages: tuple[dict[str, str], ...] | None
     completions: tuple[str, ...]
     judge: Judge | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ def _parsed(line: str, subject: str, *, number: int) -> PromptLine:
         text=None if messages is not None else text,
         messages=None if messages is None else tuple(messages),
         completions=tuple(completions),
+        fields=value,
     )
 
 

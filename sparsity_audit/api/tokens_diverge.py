@@ -49,7 +49,15 @@ if TYPE_CHECKING:
     from sparsity_audit.models.facts import ModelFacts
     from sparsity_audit.models.protocol import Tokenizer
 
-__all__ = ["Question", "VocabularyRule", "ask", "check_numbers", "one_thread_for", "tokens_diverge"]
+__all__ = [
+    "Question",
+    "VocabularyRule",
+    "ask",
+    "check_numbers",
+    "model_records",
+    "one_thread_for",
+    "tokens_diverge",
+]
 
 VocabularyRule = Literal["same", "common-prefix"]
 _MAX_NEW_TOKENS = 512
@@ -348,16 +356,7 @@ def _report(
         raise UsageError(
             "completions", f"none could be scored; the first: {failed[0].reason}", expected="finite logits"
         )
-    base, tuned = (
-        ModelRecord(
-            reference=fact.name,
-            loader=fact.loader,
-            dtype="fp32" if fact.loader == "lab" else source.dtype,
-            device=source.device,
-            context_tokens=fact.context_tokens,
-        )
-        for fact, source in zip(question.facts, question.sources, strict=True)
-    )
+    base, tuned = model_records(question)
     shared = question.vocabulary
     return TokensReport(
         tool=f"sparsity-audit {__version__}",
@@ -377,6 +376,21 @@ def _report(
         failed=tuple(failed),
         notes=notes,
     )
+
+
+def model_records(question: Question) -> tuple[ModelRecord, ModelRecord]:
+    """Base and tuned, as records name them."""
+    base, tuned = (
+        ModelRecord(
+            reference=fact.name,
+            loader=fact.loader,
+            dtype="fp32" if fact.loader == "lab" else source.dtype,
+            device=source.device,
+            context_tokens=fact.context_tokens,
+        )
+        for fact, source in zip(question.facts, question.sources, strict=True)
+    )
+    return base, tuned
 
 
 def _set_record(question: Question, one: CompletionSet, measured: Measured, *, seed: int) -> SetRecord:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from sparsity_audit.cli.tokens_critical_command import critical
+from sparsity_audit.cli.tokens_cross_command import cross_sample
 from sparsity_audit.cli.tokens_diverge_command import diverge
+from sparsity_audit.cli.tokens_patch_command import patch
 from sparsity_audit.cli.tokens_series_command import series
 
 __all__ = ["tokens"]
@@ -21,4 +24,7 @@ def tokens() -> None:
 
 
 tokens.add_command(diverge)
+tokens.add_command(cross_sample)
+tokens.add_command(critical)
+tokens.add_command(patch)
 tokens.add_command(series)

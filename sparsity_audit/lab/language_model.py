@@ -76,6 +76,11 @@ class LabModel:
         """`max_position_embeddings`."""
         return self.llama.config.max_position_embeddings
 
+    @property
+    def module(self) -> Llama:
+        """The model itself."""
+        return self.llama
+
     def new_cache(self, *, batch: int, capacity: int) -> KVCache:
         """An empty cache."""
         return KVCache(self.llama.config, batch=batch, capacity=capacity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -106,6 +106,7 @@ class _FileSource:
         self.encoding: Encoding = catalogue.encoding
         self.metadata = catalogue.metadata
         self.tensors = catalogue.tensors
+        self._catalogue = catalogue
         self._files, self._specs = catalogue.files, catalogue.specs
         self._open: dict[int, ByteSource] = {}
 
@@ -119,6 +120,10 @@ class _FileSource:
             read_entries(self._open[spec.file], spec, first, values.view(np.uint8).data)
             self._files[spec.file].verify_unchanged()
         return values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the files are opened again."""
+        return type(self), (self._catalogue,)
 
     def _subject(self, name: str) -> str:
         return f"{self._files[self._specs[name].file].path}: tensor {name!r}"

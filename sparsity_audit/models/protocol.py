@@ -87,6 +87,11 @@ class LanguageModel(Protocol):
         """Where its inputs must be."""
         ...
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """What holds its weights; writing into them changes what it computes."""
+        ...
+
     def new_cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""
         ...

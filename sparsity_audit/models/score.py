@@ -36,7 +36,7 @@ __all__ = [
     "spill",
 ]
 
-BYTES_PER_LOGIT = 96
+BYTES_PER_LOGIT = 128
 """Of working memory for each position and vocabulary entry: float32 logits and float64 log-probabilities of
 two models, and what the divergences make of them."""
 
@@ -186,13 +186,16 @@ def score(
             part = slice(start, start + num)
             log_base = log_probabilities(base.logits(hidden[0][part]), vocab_size=vocab_size)
             log_tuned = log_probabilities(tuned.logits(hidden[1][part]), vocab_size=vocab_size)
-            yield Chunk(
+            chunk = Chunk(
                 sequence=sequence[part],
                 position=position[part],
                 token=token[part],
                 base=log_base,
                 tuned=log_tuned.to(log_base.device),
             )
+            del log_base, log_tuned
+            yield chunk
+            del chunk
         on_sequences(len(rows))
 
 

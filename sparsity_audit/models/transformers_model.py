@@ -82,7 +82,10 @@ class TransformersModel:
                 expected="a causal language model",
             )
         self._config: Any = model.config.get_text_config(decoder=True)
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        parameters = inspect.signature(self._trunk.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        # Some releases of transformers 5 rename it, and warn about the old name.
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +102,11 @@ class TransformersModel:
         """The longest sequence its configuration promises."""
         return _context_tokens(self._config)
 
+    @property
+    def module(self) -> Any:
+        """The model of `transformers` itself."""
+        return self.inner
+
     def new_cache(self, *, batch: int, capacity: int) -> _Cache:  # noqa: ARG002  (grows as needed)
         """An empty cache."""
         return _Cache(self.inner.config)
@@ -108,7 +116,7 @@ class TransformersModel:
         """What the head reads; see the protocol."""
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
-            options["past_key_values"] = cache.inner
+            options[self._cache_name] = cache.inner
         if self._takes_positions:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
             options["position_ids"] = positions[:, -tokens.shape[1] :]

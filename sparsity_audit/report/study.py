@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sparsity_audit.lab.critical import Critical
 from sparsity_audit.lab.estimators import Estimate
 from sparsity_audit.lab.track import Track
+from sparsity_audit.report.study_tokens import TokenFacts
 
 __all__ = [
     "STUDY_FORMAT",
@@ -245,6 +246,7 @@ class StudyFacts:
     prunings: tuple[PruneFacts, ...]
     tracks: dict[str, Track]
     critical: Critical | None
+    tokens: tuple[TokenFacts, ...] = ()
 
     def run(self, name: str) -> RunFacts | None:
         """The run of that name."""

@@ -77,7 +77,8 @@ def _claim(facts: FullFacts, kind: str, what: str, *, is_first: bool) -> FullCla
         verdict=decided(known),
         reading="At equal KL the gap is "
         + " and ".join("undefined" if gap is None else shown_interval(gap) for gap in gaps.values())
-        + f" (one a seed). {_at_equal_coefficients(facts, kind)}",
+        + " (one a seed), frontiers interpolated between their coefficients. "
+        + _at_equal_coefficients(facts, kind),
         tables=(_table(facts),) if is_first else (),
         caption="Accuracy against KL(policy‖base), one panel a seed: runs with each kind of penalty, "
         "coefficients rising to the left, and the run without one; 95 % intervals over problems."

@@ -147,7 +147,7 @@ def js_divergence(base: Tensor, tuned: Tensor) -> Tensor:
     entries = (q - p).mul_(x).sub_(log_cosh.mul_(p + q))
     # One of the two cannot occur: (p + q) ln 2. Neither can: x is NaN, though the row is a distribution.
     entries = torch.where(size.isinf(), (p + q) * LN2, entries)
-    entries = entries.masked_fill_(base.isneginf() & tuned.isneginf(), 0.0)
+    entries = entries.masked_fill_(base == tuned, 0.0)
     return entries.sum(dim=-1).div_(2).clamp_(min=0.0, max=LN2)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import changed_inside, outside_is_equal, random_mask, snapshot
+from trl_models import language_model, tokenizer
 
 import sparsity_audit as sa
 from sparsity_audit.errors import FrozenEntryChangedError, MissingExtraError, UsageError
@@ -24,43 +25,6 @@ def test_without_transformers_the_extra_is_named() -> None:
         MissingExtraError, match=r"transformers is not installed(.|\n)*sparsity-audit\[train\]"
     ):
         sa.SubnetworkCallback  # noqa: B018 - looking it up is the test
-
-
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", *[f"w{i}" for i in range(28)]]
-
-
-def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def language_model(folder: Path, dtype: torch.dtype, *, tied: bool = False) -> Any:
-    """A one-layer Llama, saved to a folder: DPO loads its reference from where the model lies."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=tied,
-    )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def options(folder: Path, **more: Any) -> dict[str, Any]:
