@@ -38,7 +38,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not extras" tests
 
 test-extras: $(EXTRAS_STAMP)
-	$(EXTRAS_VENV)/bin/python -m pytest -q -m extras tests/checkpoint tests/cluster tests/lab tests/models tests/parity tests/training
+	$(EXTRAS_VENV)/bin/python -m pytest -q -m extras tests/cluster tests/lab tests/models tests/parity tests/training
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests
