@@ -194,7 +194,7 @@ def blocks_of(unit: WorkUnit, *, itemsize: int, block_bytes: int = BLOCK_BYTES) 
 
 
 def expected_core_seconds(plan: Plan) -> float:
-    """Seconds that one core compares for, from stated rates (docs/design/cluster.md says where they are from)."""
+    """Seconds that one core compares for, at stated rates; docs/design/cluster.md says whence they are."""
     seconds = 0.0
     for unit in plan.units:
         spec = plan.specs[unit.pair]
