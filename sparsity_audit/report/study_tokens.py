@@ -137,7 +137,8 @@ def _caption(facts: StudyFacts) -> str:
     return (
         f"Jensen–Shannon divergence of run and base at every position, {first.num_prompts} prompts × "
         f"{first.num_samples}. Left: share of all divergence in the most divergent x of the positions. "
-        "Right: mean divergence by position, where one completion in 50 is as long. Solid: samples of the run; dashed: samples of the base."
+        "Right: mean divergence by position, where one completion in 50 is as long. Solid: samples of "
+        "the run; dashed: samples of the base."
     )
 
 

@@ -52,9 +52,8 @@ def render_tokens_figures(report: TokensReport) -> dict[str, bytes]:
         "divergence": (
             "a: share of positions with a Jensen–Shannon divergence of at least x. b: share of all "
             "divergence in the most divergent x of the positions; grey is an even spread. c: mean "
-            "divergence over the position, where one completion in 50 is as long. d: positions by divergence and entropy of "
-            "the base, "
-            f"{SET_NAMES[report.sets[-1].name]}."
+            "divergence over the position, where one completion in 50 is as long. d: positions "
+            f"by divergence and entropy of the base, {SET_NAMES[report.sets[-1].name]}."
         ),
         "tokens": (
             f"Left: where JS > {HIGH}, the tuned model's first choice under the base; `new` is below "
