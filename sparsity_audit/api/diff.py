@@ -32,7 +32,7 @@ from sparsity_audit.compare.dispatch import KernelName, load_kernel
 from sparsity_audit.passes.engine import Workers
 from sparsity_audit.passes.execute import run_plan
 from sparsity_audit.passes.mask_sink import MaskSink
-from sparsity_audit.passes.plan import Plan, WorkUnit
+from sparsity_audit.passes.plan import Plan, WorkUnit, expected_core_seconds
 from sparsity_audit.passes.spectral import SpectralPlan, choose_spectral, measure_spectra
 from sparsity_audit.passes.topk import TopSelection, select_top
 from sparsity_audit.report.build import ReportInputs, build_report
@@ -59,7 +59,7 @@ def plan_diff(
     question = DiffQuestion.of(
         criteria=criteria, view=view, maps=maps, stats=stats, spectral=spectral, unit_bytes=unit_bytes
     )
-    prepared = prepare(base, tuned, question)
+    prepared = prepare(base, tuned, question, probe=False)
     plan, alignment = prepared.plan, prepared.alignment
     lost = [f"{left.side} {left.name}: {left.reason}" for left in alignment.leftovers]
     lost += [f"skipped {pair.name}: {pair.reason}" for pair in alignment.skipped]
@@ -74,6 +74,8 @@ def plan_diff(
         criteria=tuple(c.key for c in (*counted_criteria(question), *prepared.tops)),
         leftovers=tuple(lost),
         findings=alignment.findings,
+        expected_s=expected_core_seconds(plan),
+        rate_bytes_s=plan.num_bytes / max(expected_core_seconds(plan), 1e-9),
         spectral_cost=choose_spectral(plan, spectral, max_dim=spectral_max_dim).note if spectral else "",
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,21 @@ class Prepared:
     tops: tuple[Criterion, ...]
 
 
-def prepare(base: str | Path | Catalogue, tuned: str | Path | Catalogue, question: DiffQuestion) -> Prepared:
+def prepare(
+    base: str | Path | Catalogue,
+    tuned: str | Path | Catalogue,
+    question: DiffQuestion,
+    *,
+    probe: bool = True,
+) -> Prepared:
     """Open both sides and plan the comparison.
+
+    Args:
+        base: As in `diff`.
+        tuned: As in `diff`.
+        question: What is asked.
+        probe: Read the sample that tells the shrink of fp32 pairs; without it headers alone are read, and the
+            plan is one to look at, not to run.
 
     Raises:
         AlignmentError: Nothing can be compared.
@@ -176,18 +190,24 @@ def prepare(base: str | Path | Catalogue, tuned: str | Path | Catalogue, questio
             remedy="check that both are the same architecture; rename with --map REGEX=REPL",
         )
     shrinks: Sequence[float | None] = [None] * len(alignment.pairs)
-    if question.stats == "full":
+    if probe and question.stats == "full":
         shrinks = probe_shrinks(*sides, alignment.pairs)
-    specs = tuple(
-        PairSpec(
-            base=pair.base.spec.dtype,
-            tuned=pair.tuned.spec.dtype,
+
+    @cache  # pairs by the ten thousand ask the same
+    def spec_of(base: DType, tuned: DType, shrink: float | None, scaled: bool) -> PairSpec:  # noqa: FBT001
+        return PairSpec(
+            base=base,
+            tuned=tuned,
             criteria=counted,
             mask=counted.index(chosen) if chosen in counted else 1,
             view=question.view,
             level=question.stats,
             shrink=shrink,
+            scaled=scaled,
         )
+
+    specs = tuple(
+        spec_of(pair.base.spec.dtype, pair.tuned.spec.dtype, shrink, pair.is_scaled)
         for pair, shrink in zip(alignment.pairs, shrinks, strict=True)
     )
     plan = make_plan(*sides, alignment, specs=specs, unit_bytes=question.unit_bytes or _UNIT_BYTES)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from sparsity_audit.checkpoint.adapter_config import AdapterConfig, read_adapter_config
 from sparsity_audit.checkpoint.layout import abridged
 from sparsity_audit.checkpoint.merging import Factors, Merge, merged_entry
+from sparsity_audit.checkpoint.spelling import MASTER
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError, UsageError
 from sparsity_audit.types import DType, TensorSpec
@@ -75,11 +76,11 @@ def merge_adapter(base: Catalogue, adapter: Catalogue, *, rounded: bool = True) 
     files = (*base.files, *adapter.files)
     entry, specs = merged_entry(merges, files, path=adapter.files[0].path, rounded=rounded)
     tensors |= specs
-    suffix = "" if rounded else "#master"
+    suffix = "" if rounded else MASTER
     return replace(
         base,
         reference=f"{base.reference}+{adapter.reference}",
-        resolved=f"{base.resolved}+{adapter.resolved}{suffix}",
+        resolved=f"{base.resolved}+{adapter.resolved_label.removesuffix(MASTER)}{suffix}",
         files=(*files, entry),
         tensors=dict(sorted(tensors.items())),
         aliases=aliases,

@@ -10,6 +10,7 @@ for the fp32 copy of its weights.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Ca
     if layout.index is not None:
         index = folder / layout.index
         weight_map = _read_index(index)
-        shards = sorted({folder / shard for shard in weight_map.values()})
+        shards = sorted(folder / shard for shard in set(weight_map.values()))
         for shard in shards:
             if not shard.is_file():
                 raise CheckpointNotFoundError(
@@ -258,13 +259,19 @@ def _read_index(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(str(path), "has no weight_map", expected="tensor name → shard file")
+    good: set[str] = set()  # ninety thousand names lie in some hundred shards
     for name, shard in weight_map.items():
-        if not _is_file_name(shard):
+        if isinstance(shard, str) and shard in good:
+            continue
+        if _is_file_name(shard):
+            good.add(shard)
+        else:
             shown = repr(shard[:80]) if isinstance(shard, str) else f"a {type(shard).__name__}"
             raise CorruptCheckpointError(
                 str(path), f"places {name[:200]!r} in {shown}", expected="a file name inside the directory"
             )
-    return weight_map
+    # JSON makes a new text of every value: interned, ninety thousand shard names are some hundred.
+    return {sys.intern(name): sys.intern(shard) for name, shard in weight_map.items()}
 
 
 def _is_file_name(value: object) -> bool:

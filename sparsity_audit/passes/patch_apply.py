@@ -19,7 +19,8 @@ from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import CorruptCheckpointError, UsageError
 from sparsity_audit.masks.shards import ShardWriter, StoredTensor
-from sparsity_audit.passes.execute import OpenFiles, in_threads
+from sparsity_audit.passes.engine import map_units
+from sparsity_audit.passes.execute import OpenFiles
 from sparsity_audit.passes.patch_encoding import SEGMENT_ENTRIES
 from sparsity_audit.passes.patch_manifest import PatchTensor
 from sparsity_audit.passes.patch_read import PatchReader
@@ -68,7 +69,7 @@ def apply_patches(
     jobs.sort(key=lambda job: (-job.tensor.num_bytes, job.tensor.name))
     task = _Task(base, OpenFiles(base), writer)
     try:
-        with closing(in_threads(task.write, jobs, workers=workers)) as results:
+        with closing(map_units(task.write, jobs, workers=workers)) as results:
             for _ in results:
                 reached("tensor patched")
     finally:

@@ -21,7 +21,8 @@ import numpy as np
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.masks.shards import MAX_SHARD_BYTES, ShardNaming, ShardWriter, StoredTensor
-from sparsity_audit.passes.execute import OpenFiles, in_threads
+from sparsity_audit.passes.engine import map_units
+from sparsity_audit.passes.execute import OpenFiles
 from sparsity_audit.passes.patch_codec import Compressor
 from sparsity_audit.passes.patch_encoding import (
     SEGMENT_ENTRIES,
@@ -85,7 +86,7 @@ def write_patch(
     names = sorted(tuned.tensors, key=lambda name: (-tuned.tensors[name].num_bytes, name))
     found: dict[str, _Encoded] = {}
     try:
-        with closing(in_threads(task.encode, names, workers=workers)) as results:
+        with closing(map_units(task.encode, names, workers=workers)) as results:
             for name, encoded in results:
                 reached("tensor encoded")
                 found[name] = encoded

@@ -16,7 +16,7 @@ __all__ = ["explained", "lost", "name_of"]
 _MAX_TEXT = 300
 
 
-_TOKEN_REMEDY = (
+_WHAT_TO_SET = (
     "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (default ~/.ray/auth_token) on every node before"
     " `ray start`, and here; RAY_AUTH_MODE=disabled where the cluster has none"
 )
@@ -44,14 +44,14 @@ def explained(error: BaseException, subject: str, *, listens: bool = False) -> S
             subject,
             f"does not accept this driver's token ({_first_lines(text)})",
             expected="one token on every node and here, and the same RAY_AUTH_MODE",
-            remedy=_TOKEN_REMEDY,
+            remedy=_WHAT_TO_SET,
         )
     if listens and isinstance(error, ConnectionError):
         return ClusterError(
             subject,
             f"listens, but does not let this driver in ({_first_lines(text)})",
             expected="a Ray cluster with this driver's token",
-            remedy=_TOKEN_REMEDY,
+            remedy=_WHAT_TO_SET,
         )
     if isinstance(error, (ConnectionError, TimeoutError)) or "connect" in text.lower():
         return ClusterError(

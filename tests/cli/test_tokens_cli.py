@@ -77,3 +77,61 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+LAB = ("--task", "addition", "--lengths", "1", "--num-prompts", "4")
+
+
+def test_cross_sample_prints_rules_and_controls_and_writes_nothing(models, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("--thresholds", "0.1", "--shares", "5%", "--budgets", "1")
+    result = run("cross-sample", *models, *LAB, *asked, "--directions", "forward")
+    assert result.exit_code == 0
+    assert "base writes, tuned takes over" in result.stdout
+    assert "tuned writes" not in result.stdout
+    for text in ("js > 0.1", "5 % of positions", "1 token a completion", "as many random positions"):
+        assert text in result.stdout
+    assert list(Path().iterdir()) == []
+
+
+def test_cross_sample_takes_a_verifier_beside_the_user(models, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("verdicts_of_mine.py").write_text("def judge(line, text):\n    return line['right']\n")
+    Path("prompts.jsonl").write_text(
+        '{"prompt": "1+1=", "right": true}\n{"prompt": "2+2=", "right": false}\n'
+    )
+    asked = ("--prompts", "prompts.jsonl", "--verifier", "verdicts_of_mine:judge", "--max-new-tokens", "4")
+    result = run("cross-sample", *models, *asked, "--thresholds", "0.1", "--controls", "none", "--json")
+    record = json.loads(result.stdout)
+    assert record["base_accuracy"]["value"] == 0.5
+    assert {point["selector"] for point in record["points"]} == {"none", "js"}
+
+
+def test_patch_and_critical_print_their_tables(models) -> None:
+    result = run("patch", *models, *LAB, "--parts", "layer")
+    assert result.exit_code == 0
+    for text in ("layer 0", "head", "share of JS", "share of the gap"):
+        assert text in result.stdout
+    result = run("critical", models[0], *LAB, "--continuations", "2")
+    assert result.exit_code == 0
+    for text in ("chosen", "random", "at stake", "largest drops"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cross-sample", "--thresholds", "high"), "is not x,x"),
+        (("cross-sample", "--budgets", "1.5"), "is not n,n"),
+        (("patch", "--parts", "neuron"), "'neuron' is not known"),
+    ],
+)
+def test_numbers_and_names_are_checked_first(models, arguments, message) -> None:
+    command, *rest = arguments
+    if command == "patch":
+        with pytest.raises(UsageError, match=message):
+            run(command, *models, *LAB, *rest)
+        return
+    result = run(command, *models, *LAB, *rest)
+    assert result.exit_code == 2
+    assert message in result.output

@@ -236,3 +236,62 @@ def test_what_cannot_be_loaded_is_one_error(models, tmp_path) -> None:
     save_file(weights, headless / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CorruptCheckpointError, match=r"1 weights are missing, first 'lm_head.weight'"):
         load(headless)
+
+
+def test_cross_sampling_has_both_models_own_samples_at_its_ends(models, tmp_path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "w1 w2"}, {"prompt": "w3"}, {"messages": [{"role": "user", "content": "w4 w5"}]}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = sparsity_audit.tokens_cross_sample(
+        *models,
+        prompts=path,
+        verifier=lambda _line, text: len(text) % 2,
+        thresholds=(0.0, 0.05, 100.0),
+        controls=("random",),
+        max_new_tokens=8,
+    )
+    by_key = {point.key: point for point in found.points}
+    never, always = by_key["forward-js-threshold-100"], by_key["forward-js-threshold-0"]
+    assert (never.switched, never.difference.value) == (0, 0.0)
+    assert always.switched == always.tokens == by_key["reverse-alone"].tokens
+    assert always.accuracy == found.tuned_accuracy
+    assert 0 < by_key["forward-js-threshold-0.05"].switched < by_key["forward-js-threshold-0.05"].tokens
+
+
+def test_the_lab_cross_samples_alike_through_either_loader() -> None:
+    from sparsity_audit.models.transformers_model import load_transformers_model
+    from sparsity_audit.tokens.intervention import cross_sample
+    from sparsity_audit.tokens.rules import Above
+
+    ours = [load(resolve_base(name)) for name in ("mix", "single")]
+    theirs = [load_transformers_model(resolve_base(name), dtype="fp32") for name in ("mix", "single")]
+    prompts = [ours[0].tokenizer.encode_prompt(text) for text in ("12+34=", "1234+9876=", "5+5=")]
+    options = {
+        "rule": Above(signal="js", threshold=0.1),
+        "seeds": [1, 2, 3],
+        "eos_ids": (2,),
+        "max_new_tokens": 30,
+        "temperature": 1.0,
+        "batch_tokens": 999,
+    }
+    one, other = cross_sample(*ours, prompts, **options), cross_sample(*theirs, prompts, **options)
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.switched, other.switched)
+
+
+def test_patching_a_model_with_tied_embeddings_leaves_no_trace(tmp_path) -> None:
+    folders = [
+        save(tmp_path / name, seed=seed, kind="Qwen2", tie_word_embeddings=True)
+        for name, seed in (("base", 1), ("tuned", 2))
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "w1 w2"}\n{"prompt": "w3"}\n')
+    report = sparsity_audit.tokens_patch(*folders, prompts=path, parts=("layer",), max_new_tokens=5)
+    assert [row.name for row in report.rows if row.direction == "add"] == [
+        "embed",
+        "layer 0",
+        "layer 1",
+        "norm",
+    ]
+    again = sparsity_audit.tokens_patch(*folders, prompts=path, parts=("layer",), max_new_tokens=5)
+    assert again == report
