@@ -25,7 +25,7 @@ needs_trl = pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
 
 REWARDS = """
 def last_is_even(completions, **_):
-    return [float(text.split()[-1:] != [] and int(text.split()[-1].strip("w") or 1) % 2 == 0) for text in completions]
+    return [float(text.strip()[-1:] in tuple("02468")) for text in completions]
 """
 SCORES = """
 from pathlib import Path
@@ -103,7 +103,7 @@ def _moved(folder: Path, place: str) -> tuple[int, int]:
     bits = torch.load(folder / "bits" / "mask.pt")
     code = {2: torch.int16, 4: torch.int32}[next(iter(before.values())).element_size()]
     moved = {name: before[name].view(code) != after[name].view(code) for name in before}
-    return tuple(sum(int((moved[n] & (bits[n] == side)).sum()) for n in moved) for side in (True, False))  # pyright: ignore
+    return tuple(sum(int((moved[n] & (bits[n] == side)).sum()) for n in moved) for side in (True, False))
 
 
 @pytest.mark.extras
