@@ -27,18 +27,18 @@ $(STAMP): pyproject.toml constraints.txt
 $(EXTRAS_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXTRAS_VENV)
 	$(EXTRAS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -e '.[lab,train]' hypothesis pytest pytest-socket pytest-timeout
+	    -e '.[lab,ray,train]' hypothesis pytest pytest-socket pytest-timeout
 	@touch $(EXTRAS_STAMP)
 
 demo: $(STAMP)
-	$(BIN)/sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0 \
-	    --lr 1e-4 --weights-dtype bf16 -o demo-output --overwrite
+	$(BIN)/sparsity-audit diff examples/addition/base examples/addition/grpo-seed0 \
+	    --lr 2e-4 --weights-dtype bf16 -o demo-output --overwrite
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not extras" tests
 
 test-extras: $(EXTRAS_STAMP)
-	$(EXTRAS_VENV)/bin/python -m pytest -q -m extras tests/lab tests/parity tests/training
+	$(EXTRAS_VENV)/bin/python -m pytest -q -m extras tests/cluster tests/lab tests/models tests/parity tests/training
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests

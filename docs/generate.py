@@ -16,12 +16,18 @@ from pathlib import Path
 import click
 
 from sparsity_audit.cli.main import cli
+from sparsity_audit.report.lab_critical import critical_json_schema
+from sparsity_audit.report.lab_track import track_json_schema
 from sparsity_audit.report.overlap import overlap_json_schema
 from sparsity_audit.report.pairs import pairs_json_schema
 from sparsity_audit.report.prune import prune_json_schema
 from sparsity_audit.report.recovery import recovery_json_schema
 from sparsity_audit.report.schema import json_schema
 from sparsity_audit.report.series import series_json_schema
+from sparsity_audit.report.study import study_json_schema
+from sparsity_audit.report.study_full import study_full_json_schema
+from sparsity_audit.report.tokens import tokens_json_schema
+from sparsity_audit.report.tokens_series import tokens_series_json_schema
 
 __all__ = ["NAME", "commands", "generate", "main"]
 
@@ -59,6 +65,12 @@ def generate() -> dict[Path, str]:
         "prune.schema.json": prune_json_schema(),
         "recovery.schema.json": recovery_json_schema(),
         "series.schema.json": series_json_schema(),
+        "tokens.schema.json": tokens_json_schema(),
+        "tokens-series.schema.json": tokens_series_json_schema(),
+        "lab-track.schema.json": track_json_schema(),
+        "lab-critical.schema.json": critical_json_schema(),
+        "lab-study.schema.json": study_json_schema(),
+        "lab-study-full.schema.json": study_full_json_schema(),
     }
     return {DOCS / "cli.md": "\n".join(sections)} | {
         DOCS / name: json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -13,6 +13,7 @@ __all__ = [
     "AlignmentError",
     "ChangedInputError",
     "CheckpointNotFoundError",
+    "ClusterError",
     "CorruptCheckpointError",
     "FrozenEntryChangedError",
     "HubError",
@@ -69,6 +70,10 @@ class UsageError(SparsityAuditError, ValueError):
 
 class CheckpointNotFoundError(SparsityAuditError, FileNotFoundError):
     """A reference leads to no checkpoint, or an index names a shard that is missing."""
+
+
+class ClusterError(SparsityAuditError, RuntimeError):
+    """The cluster cannot be reached or used, or lost a worker too often."""
 
 
 class CorruptCheckpointError(SparsityAuditError, ValueError):

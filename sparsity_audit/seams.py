@@ -13,16 +13,20 @@ __all__ = ["POINTS", "observer", "reached"]
 POINTS = (
     "unit compared",  # mask bits are written, the journal line is not
     "unit journaled",
+    "unit done by a worker",  # of an engine: its result is in the worker's memory alone
     "pass finished",
     "mask finished",
     "unit pruned",  # its entries are in the files of every checkpoint, which have no name yet
     "checkpoints written",  # complete and flushed, but not under the name that was asked for
     "file written",  # one of the report's files stands under its final name
+    "tensor encoded",  # a patch's tensor waits in scratch files
+    "tensor patched",  # a tensor is written and its hash is right, the checkpoint has no name yet
     "step recorded",  # a training step's metrics are appended, its weights are only in memory
     "checkpoint written",
     "training state written",
     "final weights written",
     "metrics table written",  # all of a training run but its result stands
+    "point written",  # one rule of a cross-sampling is kept, the record is not
     "parameters stepped",  # an optimizer has written, entries outside the mask are not restored
     "parameter scattered",  # a subnetwork optimizer has written one parameter, others not
 )

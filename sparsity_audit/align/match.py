@@ -61,6 +61,7 @@ def match(base: Catalogue, tuned: Catalogue, *, maps: tuple[tuple[str, str], ...
 def _leave(linker: Linker, fusions: Fusions, ledger: Ledger) -> list[str]:
     """Everything that found no partner becomes a leftover; returns what to say about ties."""
     findings: list[str] = []
+    scaled_by = ledger.scaled_by() if linker.unlinked("base") or linker.unlinked("tuned") else {}
     for named in (linker.base, linker.tuned):
         side = named.side
         for name in sorted(linker.unlinked(side)):
@@ -71,7 +72,7 @@ def _leave(linker: Linker, fusions: Fusions, ledger: Ledger) -> list[str]:
                 findings.append(_untied(named, name, rival))
                 ledger.leave(side, name, LeftoverReason.UNTIED, f"the other side stores it as {rival!r}")
             else:
-                used = ledger.scaled_by.get((side, name))
+                used = scaled_by.get((side, name))
                 only = "" if used is None else f"its factors make the values of {used!r}, which are compared"
                 reason, detail = fusions.why_not.get((side, name), (LeftoverReason.ONLY_HERE, only))
                 ledger.leave(side, name, reason, detail)

@@ -8,6 +8,7 @@ scales of fp8 sides whose values they compare.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sparsity_audit.align.fusing import Fusion
@@ -43,7 +44,6 @@ class Ledger:
         self.skipped: list[Skipped] = []
         self.leftovers: list[Leftover] = []
         self.findings: list[str] = []
-        self.scaled_by: dict[tuple[Side, str], str] = {}
         self._num_scaled = 0
         self._by_codes: Counter[str] = Counter()
 
@@ -85,6 +85,14 @@ class Ledger:
         self.leftovers.append(
             Leftover(side=side, name=name, num_entries=entries, reason=reason, detail=detail)
         )
+
+    def scaled_by(self) -> Mapping[tuple[Side, str], str]:
+        """Side and name of each scale tensor that is used → a tensor whose values it makes."""
+        found: dict[tuple[Side, str], str] = {}
+        for pair in self.pairs:
+            sides: tuple[tuple[Side, TensorSlice], ...] = (("base", pair.base), ("tuned", pair.tuned))
+            found |= {(side, p.scale.spec.name): p.spec.name for side, p in sides if p.scale is not None}
+        return found
 
     def summarise(self) -> list[str]:
         """Findings about skipped pairs, scaled storage and shapes."""
@@ -170,10 +178,6 @@ class Ledger:
             )
         pair = Pair(name=name, base=base, tuned=tuned, rule=rule)
         self._num_scaled += pair.is_scaled
-        sides: tuple[tuple[Side, TensorSlice], ...] = (("base", base), ("tuned", tuned))
-        self.scaled_by |= {
-            (side, part.scale.spec.name): part.spec.name for side, part in sides if part.scale is not None
-        }
         self.pairs.append(pair)
 
     def _scales(self, base: TensorSpec, tuned: TensorSpec) -> tuple[BlockScale | str | None, ...]:

@@ -25,7 +25,7 @@ _SCALE_DTYPES = (DType.F32, DType.BF16, DType.F16)
 
 def block_scale(spec: TensorSpec, catalogue: Catalogue) -> BlockScale | str | None:
     """The scales of an fp8 tensor; None where it has none, a sentence where they cannot be used."""
-    if spec.dtype not in (DType.F8_E4M3, DType.F8_E5M2):
+    if spec.dtype is not DType.F8_E4M3 and spec.dtype is not DType.F8_E5M2:
         return None
     name = f"{spec.name}_scale_inv"
     scale = catalogue.tensors.get(catalogue.aliases.get(name, name))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparsity_audit.api.diff import diff
+from sparsity_audit.api.engines import EngineName
 from sparsity_audit.api.masks import MaskInfo, mask_convert, mask_info
 from sparsity_audit.masks.metadata import Encoding
 from sparsity_audit.types import Criterion, View
@@ -29,6 +30,7 @@ def mask_export(
     view: View | str = View.NATIVE,
     maps: Sequence[tuple[str, str]] = (),
     workers: int | None = None,
+    engine: EngineName = "threads",
     overwrite: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> MaskInfo:
@@ -42,7 +44,8 @@ def mask_export(
         criterion: What counts as changed; `top:…` for the largest movements.
         view: As stored, or both sides rounded to bf16.
         maps: (REGEX, REPL) rules that rename tuned tensors to base names.
-        workers: Threads; default one a core, at most 8.
+        workers: Threads; default one a core, at most 8. With an engine, tasks at once.
+        engine: `threads` or `ray`, as in `diff`.
         overwrite: Replace an earlier mask there (encoding `packed`).
         on_note: Called with lines for the user.
 
@@ -60,6 +63,7 @@ def mask_export(
             stats="counts",
             mask=target,
             workers=workers,
+            engine=engine,
             overwrite=replace,
             on_note=on_note,
         )

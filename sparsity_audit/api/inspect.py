@@ -160,7 +160,7 @@ def inspect(reference: str | Path) -> Inspection:
     """
     catalogue = open_checkpoint(reference)
     specs = catalogue.tensors.values()
-    per_file = Counter(spec.file for spec in specs)
+    per_file = _count_tensors(catalogue)
     claims = _config_claims(catalogue.config)
     return Inspection(
         reference=catalogue.reference,
@@ -173,6 +173,7 @@ def inspect(reference: str | Path) -> Inspection:
         files=tuple(
             InspectedFile(name=entry.name, num_bytes=entry.num_bytes, num_tensors=per_file[number])
             for number, entry in enumerate(catalogue.files)
+            if entry.content is None
         ),
         tensors=tuple(
             InspectedTensor(
@@ -190,6 +191,15 @@ def inspect(reference: str | Path) -> Inspection:
         warnings=_warnings(catalogue, claims),
         notes=catalogue.notes,
     )
+
+
+def _count_tensors(catalogue: Catalogue) -> Counter[int]:
+    """By index of a file, how many tensors have entries in it."""
+    counts = Counter[int]()
+    for spec in catalogue.tensors.values():
+        content = catalogue.files[spec.file].content
+        counts.update((spec.file,) if content is None else content.files_of(spec))
+    return counts
 
 
 def tensor_rows(inspection: Inspection) -> list[tuple[str, str, str, str, str, str]]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sparsity_audit.api.engines import EngineName, open_engine
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.algebra import CombinedSource, LeftOut, MaskOp, Operand
@@ -24,6 +25,7 @@ from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.masks.sampling import RandomSource, UniformGrouping
 from sparsity_audit.masks.sources import StoredMask, open_source
 from sparsity_audit.passes.base_strata import StrataGrouping
+from sparsity_audit.passes.mask_copies import write_mapped_mask
 
 __all__ = [
     "MaskConversion",
@@ -203,7 +205,14 @@ def mask_info(path: str | Path) -> MaskInfo:
 
 
 def mask_ops(
-    op: MaskOp, paths: Sequence[str | Path], out: str | Path, *, k: int | None = None, force: bool = False
+    op: MaskOp,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    k: int | None = None,
+    force: bool = False,
+    engine: EngineName = "threads",
+    workers: int | None = None,
 ) -> MaskOperation:
     """Combine masks into a new one at `out`.
 
@@ -215,17 +224,29 @@ def mask_ops(
         k: For `k-of-n`.
         force: Combine masks of different bases, criteria or views; tensors that do not fit are left out
             and listed in the result.
+        engine: `threads`: one thread of this process, or `ray`: the tensors on a Ray cluster.
+        workers: With an engine, tasks at once.
 
     Raises:
         MaskError: The masks do not belong together, or one is damaged.
         OutputError: `out` exists and is not empty, or cannot be written.
         UsageError: Wrong number of masks or k.
     """
+    if engine == "threads" and workers not in (None, 1):
+        raise UsageError(
+            "--workers",
+            f"{workers} threads",
+            expected="1: masks are combined in one thread, or by tasks of --engine ray",
+        )
     operands: list[Operand] = []
     try:
         operands += [Operand(path=str(path), source=open_source(path)) for path in paths]
         combined = CombinedSource(op, operands, k=k, force=force)
-        write_mask(combined, out, "packed")
+        if engine == "threads":
+            write_mask(combined, out, "packed")
+        else:
+            with open_engine(engine, workers=workers) as running:
+                write_mapped_mask(combined, out, workers=running)
     finally:
         for operand in operands:
             operand.source.close()

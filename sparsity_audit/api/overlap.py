@@ -7,7 +7,6 @@ also writes it. Bits are read only of masks that belong together. Defaults live 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 from sparsity_audit.align.roles import LayerModuleKeys
 from sparsity_audit.api.across_runs import across_runs
 from sparsity_audit.api.diff import diff
+from sparsity_audit.api.engines import EngineName, open_engine
 from sparsity_audit.api.overlap_inputs import (
     OpenedRuns,
     agreement,
@@ -37,7 +37,7 @@ from sparsity_audit.api.overlap_nulls import (
     random_walk,
 )
 from sparsity_audit.api.runs_file import labels_of, question_of
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_base
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.algebra import CombinedSource
@@ -64,7 +64,6 @@ from sparsity_audit.types import Criterion, View
 
 __all__ = ["overlap", "overlap_criteria"]
 
-_MAX_WORKERS = 8
 _DRAWS = 2000
 
 
@@ -84,6 +83,7 @@ def overlap(
     overwrite: bool = False,
     figures: bool = False,
     workers: int | None = None,
+    engine: EngineName = "threads",
     on_note: Callable[[str], None] | None = None,
 ) -> OverlapReport:
     """Compare what several runs changed, pair by pair, with what chance would give.
@@ -106,7 +106,8 @@ def overlap(
         output: Directory for record, tables and figure; nothing is written without it.
         overwrite: Replace what an earlier run left there.
         figures: Draw figures into `output` as well.
-        workers: Threads; default one a core, at most 8.
+        workers: Threads; default one a core, at most 8. With an engine, tasks at once.
+        engine: `threads` or `ray`, as in `diff`.
         on_note: Called with lines for the user.
 
     Raises:
@@ -121,17 +122,17 @@ def overlap(
     given = named_runs(asked.runs, reference)
     control = None if reference is None else place_of(given, reference)
     question = _walk_question(walk, seed)
-    workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     if output is not None:
         verify_free(Path(output), FILE_NAMES, inputs=given, overwrite=overwrite)
     with ExitStack() as stack:
-        make = partial(diff, maps=maps, stats="counts", workers=workers, on_note=note)
+        running = stack.enter_context(open_engine(engine, workers=workers))
+        make = partial(diff, maps=maps, stats="counts", workers=workers, engine=engine, on_note=note)
         inputs = open_runs(
             given, stack, base=base, criterion=asked.criterion, view=asked.view, make=make, note=note
         )
         readers = [stack.enter_context(MaskReader(catalogue)) for catalogue in inputs.masks]
         combined, notes = verified(given, readers, force=force)
-        catalogue = None if base is None else open_checkpoint(base)
+        catalogue = None if base is None else open_base(base)
         strata, finer = None, None
         if catalogue is not None:
             strata, finer = base_strata(inputs, readers, catalogue, stack, force=force)
@@ -143,19 +144,19 @@ def overlap(
                 combined.tensors,
                 grouping=strata,
                 core_of=[place for place in range(len(given)) if place != control],
-                workers=workers,
+                workers=running,
             ),
             pairs=tuple(combinations(range(len(given)), 2)),
             criterion=combined.metadata.criterion,
             view=combined.metadata.view,
             strata=strata,
             finer=finer,
-            workers=workers,
+            workers=running,
         )
         found = more_nulls(compared, nulls, on_note=note)
         walked, lost = (None, []) if question is None else random_walk(compared, question)
         deltas, delta_notes = agreement(
-            inputs, given, catalogue, view=compared.view, maps=maps, workers=workers
+            inputs, given, catalogue, view=compared.view, maps=maps, workers=running
         )
         if catalogue is not None:
             catalogue.verify_unchanged()

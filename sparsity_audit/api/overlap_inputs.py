@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_against
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import MaskError, UsageError
 from sparsity_audit.masks.algebra import CombinedSource, Operand
@@ -24,6 +24,7 @@ from sparsity_audit.masks.reader import MaskCatalogue, MaskReader, open_mask
 from sparsity_audit.masks.shards import INDEX_NAME
 from sparsity_audit.passes.base_strata import MagnitudeGrouping, StrataGrouping
 from sparsity_audit.passes.deltas import sum_deltas
+from sparsity_audit.passes.engine import Workers
 from sparsity_audit.stats.agreement import DeltaAgreement, delta_agreement
 from sparsity_audit.types import Criterion, View
 
@@ -183,7 +184,7 @@ def agreement(
     *,
     view: str,
     maps: Sequence[tuple[str, str]],
-    workers: int,
+    workers: Workers,
 ) -> tuple[dict[tuple[int, int], DeltaAgreement], list[str]]:
     """Signs and cosines of the Δ of every pair of checkpoints, and what a reader must know of them."""
     places = [place for place, kind in enumerate(inputs.kinds) if kind == "checkpoint"]
@@ -191,7 +192,7 @@ def agreement(
         return {}, ["no signs and cosines of Δ: they need two runs given as checkpoints"]
     found = sum_deltas(
         base,
-        [open_checkpoint(given[place]) for place in places],
+        [open_against(base, given[place]) for place in places],
         [inputs.masks[place] for place in places],
         maps=maps,
         view=View(view),

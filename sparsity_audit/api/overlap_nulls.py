@@ -17,6 +17,7 @@ from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.reader import MaskCatalogue
 from sparsity_audit.passes.base_counts import count_magnitudes, count_rooms
 from sparsity_audit.passes.base_strata import MagnitudeGrouping, StrataGrouping
+from sparsity_audit.passes.engine import Workers
 from sparsity_audit.passes.many import count_overlaps
 from sparsity_audit.passes.matrices import matrix_expectations
 from sparsity_audit.report.overlap import WalkRecord
@@ -73,7 +74,7 @@ class Compared:
     view: str
     strata: StrataGrouping | None
     finer: MagnitudeGrouping | None
-    workers: int
+    workers: Workers
 
 
 @dataclass(slots=True, kw_only=True)

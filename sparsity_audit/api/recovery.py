@@ -14,8 +14,7 @@ from typing import Any
 
 from sparsity_audit.api.recovery_build import RecoveryBuild, RecoveryMasks
 from sparsity_audit.api.recovery_inputs import read_metrics, verify_labels
-from sparsity_audit.api.sides import open_sides
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_against, open_base, open_sides
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.errors import AlignmentError
@@ -118,7 +117,8 @@ def recovery(
 
 def _open_all(references: Sequence[str | Path | Catalogue]) -> tuple[Catalogue, ...]:
     """All checkpoints. Raises UsageError where two are one."""
-    sides = tuple(r if isinstance(r, Catalogue) else open_checkpoint(r) for r in references)
+    base = open_base(references[0])
+    sides = (base, *(open_against(base, reference) for reference in references[1:]))
     for number, side in enumerate(sides):
         for other in sides[:number]:
             open_sides(other, side)

@@ -6,7 +6,6 @@ writes it. Defaults live here and nowhere below.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsity_audit.align.roles import LayerModuleKeys
+from sparsity_audit.api.engines import EngineName, open_engine
 from sparsity_audit.api.series_steps import SavedStep, saved_steps, weights_beside
-from sparsity_audit.checkpoint.opening import open_checkpoint
+from sparsity_audit.api.sides import open_against, open_base
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import AlignmentError, UsageError
 from sparsity_audit.masks.metadata import tool_name
@@ -28,7 +28,6 @@ from sparsity_audit.types import Criterion, View
 
 __all__ = ["series"]
 
-_MAX_WORKERS = 8
 _LAGS = (1, 2, 5)
 
 
@@ -44,6 +43,7 @@ def series(
     overwrite: bool = False,
     figures: bool = False,
     workers: int | None = None,
+    engine: EngineName = "threads",
     on_note: Callable[[str], None] | None = None,
 ) -> SeriesReport:
     """Follow a run from its base over its saved steps.
@@ -58,7 +58,8 @@ def series(
         output: Directory for record, tables and figures; nothing is written without it.
         overwrite: Replace what an earlier run left there.
         figures: Draw figures into `output` as well.
-        workers: Threads; default one a core, at most 8.
+        workers: Threads; default one a core, at most 8. With an engine, tasks at once.
+        engine: `threads` or `ray`, as in `diff`.
         on_note: Called with lines for the user.
 
     Raises:
@@ -81,19 +82,20 @@ def series(
         verify_free(
             Path(output), SERIES_FILES, inputs=[step.reference for step in found], overwrite=overwrite
         )
-    opened = open_checkpoint(base)
-    catalogues = [open_checkpoint(step.reference) for step in found]
+    opened = open_base(base)
+    catalogues = [open_against(opened, step.reference) for step in found]
     for text in (text for catalogue in (opened, *catalogues) for text in catalogue.notes):
         note(text)
-    counted = count_series(
-        opened,
-        catalogues,
-        criterion=asked,
-        view=View(view),
-        lags=chosen_lags,
-        maps=maps,
-        workers=workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0))),
-    )
+    with open_engine(engine, workers=workers) as running:
+        counted = count_series(
+            opened,
+            catalogues,
+            criterion=asked,
+            view=View(view),
+            lags=chosen_lags,
+            maps=maps,
+            workers=running,
+        )
     if not counted.counts:
         raise AlignmentError(
             f"{base} and {len(found)} steps",

@@ -11,6 +11,7 @@ from typing import Literal
 
 from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.errors import UsageError
+from sparsity_audit.passes.engine import Workers
 from sparsity_audit.passes.margins import magnitude_nulls, margin_bytes
 from sparsity_audit.passes.plan import Plan
 from sparsity_audit.stats.stripes import MatrixNull
@@ -41,7 +42,7 @@ def count_nulls(
     *,
     choice: StructureChoice,
     view: View,
-    workers: int,
+    workers: Workers,
     on_note: Callable[[str], None],
 ) -> tuple[tuple[MatrixNull | None, ...] | None, str]:
     """What magnitudes alone give for each pair, or None and the reason why it was left out.

@@ -7,7 +7,6 @@ go on by themselves.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,15 +22,14 @@ from sparsity_audit.api.overlap import overlap
 from sparsity_audit.api.prune import prune
 from sparsity_audit.api.series import series
 from sparsity_audit.api.study_plan import Job
+from sparsity_audit.api.study_results import half_ulp_of, keep_result, sparsity_of, stored_result
+from sparsity_audit.api.study_tokens_job import measure_tokens
 from sparsity_audit.lab.critical import Critical
 from sparsity_audit.lab.folder import load_model
 from sparsity_audit.lab.saved_run import read_run
 from sparsity_audit.lab.track import Track
 from sparsity_audit.lab.update import UpdateMask
-from sparsity_audit.masks.metadata import tool_name
 from sparsity_audit.masks.shards import INDEX_NAME
-from sparsity_audit.report.output import write_below
-from sparsity_audit.report.schema import DiffReport
 from sparsity_audit.report.study import (
     Judged,
     NullFacts,
@@ -43,6 +41,7 @@ from sparsity_audit.report.study import (
     SeriesFacts,
     SeriesPoint,
 )
+from sparsity_audit.report.study_tokens import TokenFacts
 from sparsity_audit.training.parameters import name_parameters
 from sparsity_audit.training.update_masks import bind_mask
 from sparsity_audit.types import View
@@ -61,33 +60,13 @@ def do_job(folder: Path, job: Job) -> None:
     if job.kind == "masks":
         _make_masks(folder, **job.asked)
         return
-    path, question = folder / "measured" / f"{job.name}.json", _question(job)
-    if path.exists() and json.loads(path.read_bytes())["asked"] == question:
-        return
     kind, measure = _MEASURES[job.kind]
-    result = _adapter(kind).dump_python(measure(folder, **job.asked), mode="json")
-    text = json.dumps({"asked": question, "result": result}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_below(folder, f"measured/{job.name}.json", f"{text}\n".encode())
+    keep_result(folder, job, kind, measure)
 
 
 def result_of(folder: Path, job: Job) -> Any:
     """What a finished measurement found."""
-    return _stored(folder, job.name, _MEASURES[job.kind][0])
-
-
-def _stored(folder: Path, name: str, kind: type) -> Any:
-    stored = json.loads((folder / "measured" / f"{name}.json").read_bytes())
-    return _adapter(kind).validate_python(stored["result"])
-
-
-def _question(job: Job) -> dict[str, Any]:
-    return json.loads(json.dumps({"kind": job.kind, "tool": tool_name(), **job.asked}))
-
-
-def _adapter(kind: type) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+    return stored_result(folder, job.name, _MEASURES[job.kind][0])
 
 
 def _run(folder: Path, name: str) -> Path:
@@ -145,7 +124,7 @@ def _judged(checkpoint: str | Path, num_prompts: int) -> Judged:
 def _judge(folder: Path, *, run: str, role: Any, base: str, num_prompts: int) -> RunFacts:
     saved = read_run(_run(folder, run))
     config = saved.config
-    start: Judged = _stored(folder, f"base-{base}", Judged)
+    start: Judged = stored_result(folder, f"base-{base}", Judged)
     end = _judged(saved.path / "final", num_prompts)
     law = {"lr": config["lr"], "weights_dtype": "bf16"} if config["precision"] == "bf16" else {}
     report = diff(saved.reference, saved.path / "final", structure="off", workers=1, **law)
@@ -163,25 +142,10 @@ def _judge(folder: Path, *, run: str, role: Any, base: str, num_prompts: int) ->
         greedy_accuracy=end.greedy_accuracy,
         share=end.share,
         base_share=start.share,
-        sparsity=_sparsity(report, View.NATIVE),
-        served_sparsity=_sparsity(report, View.SERVED),
-        half_ulp=_half_ulp(report),
+        sparsity=sparsity_of(report, View.NATIVE),
+        served_sparsity=sparsity_of(report, View.SERVED),
+        half_ulp=half_ulp_of(report),
     )
-
-
-def _sparsity(report: DiffReport, view: View) -> float:
-    row = report.headline("value", view)
-    assert row is not None, "value is always counted"
-    assert row.sparsity is not None, "a run is compared with the weights it began with"
-    return row.sparsity
-
-
-def _half_ulp(report: DiffReport) -> tuple[float, float, float] | None:
-    """The law's interval, where a learning rate was given and weights are stored in bf16."""
-    found = [part.half_ulp for part in report.precision if part.view is View.NATIVE and part.half_ulp]
-    if not found or found[0].lower is None or found[0].at_lr is None or found[0].upper is None:
-        return None
-    return found[0].lower, found[0].at_lr, found[0].upper
 
 
 def _command(run: str, config: Mapping[str, Any]) -> str | None:
@@ -234,7 +198,7 @@ def _series(folder: Path, *, run: str) -> SeriesFacts:
 
 def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) -> PruneFacts:
     saved = read_run(_run(folder, run))
-    whole: RunFacts = _stored(folder, f"judge-{run}", RunFacts)
+    whole: RunFacts = stored_result(folder, f"judge-{run}", RunFacts)
     with tempfile.TemporaryDirectory(prefix="sparsity-audit-") as scratch:
         found = prune(saved.reference, saved.path / "final", Path(scratch) / "pruned", keep=keeps, workers=1)
         points = tuple(
@@ -270,6 +234,7 @@ _MEASURES: dict[str, tuple[type, Callable[..., Any]]] = {
     "prune": (PruneFacts, _prune),
     "track": (Track, _track),
     "critical": (Critical, _critical),
+    "tokens": (TokenFacts, measure_tokens),
 }
 
 MEASURED = tuple(_MEASURES)

@@ -38,7 +38,8 @@ class Job:
 
     Args:
         name: Unique; a measurement's file is called so.
-        kind: `train`, `masks`, `base`, `judge`, `overlap`, `series`, `prune`, `track` or `critical`.
+        kind: `train`, `masks`, `base`, `judge`, `overlap`, `series`, `prune`, `track`, `critical` or
+            `tokens`.
         asked: Its settings.
         after: Names of the jobs it waits for.
     """
@@ -189,6 +190,7 @@ def _measurements(runs: set[str], prompts: int, *, smoke: bool) -> list[Job]:
             after=(judged[0],),
         )
     )
+    jobs += _tokens(runs, smoke=smoke)
     keeps = ("top:5%", "random:5%", "bottom:95%") if smoke else _PRUNED
     for run in ("grpo-fp32-seed0", "single-fp32-seed0"):
         if run in runs:
@@ -197,6 +199,18 @@ def _measurements(runs: set[str], prompts: int, *, smoke: bool) -> list[Job]:
     followed = ("grpo-fp32-seed0", "grpo-bf16-seed0", "shuffled-bf16-seed2")
     jobs += [Job(name=f"series-{run}", kind="series", asked={"run": run}, after=(run,)) for run in followed]
     return jobs + _overlaps(runs, smoke=smoke)
+
+
+def _tokens(runs: set[str], *, smoke: bool) -> list[Job]:
+    """Token divergence of the fp32 seeds and of their control."""
+    names = [f"{kind}-fp32-seed{seed}" for kind in ("grpo", "single") for seed in (0, 1)]
+    scored = [("seed", name) for name in names[: 1 if smoke else 4]] + [("shuffled", "shuffled-fp32-seed2")]
+    size = {"num_prompts": 64 if smoke else 512, "num_samples": 1 if smoke else 4}
+    return [
+        Job(name=f"tokens-{run}", kind="tokens", asked={"run": run, "role": role, **size}, after=(run,))
+        for role, run in scored
+        if run in runs
+    ]
 
 
 def _overlaps(runs: set[str], *, smoke: bool) -> list[Job]:

@@ -13,8 +13,12 @@ from sparsity_audit.checkpoint.store import FileEntry, LocalFile
 from sparsity_audit.checkpoint.torch_zip import read_torch_zip
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
 
-__all__ = ["read_contents"]
+__all__ = ["GGUF_REMEDY", "read_contents"]
 
+GGUF_REMEDY = (
+    "compare the safetensors that it was made from: GGUF renames, permutes and mostly quantises weights, "
+    "so that its entries are not those that training changed"
+)
 _SNIFFED_BYTES = 64
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled magic number that opens torch's format before 1.6 (torch/serialization.py, MAGIC_NUMBER)."""
@@ -76,6 +80,4 @@ def _refuse_known(entry: FileEntry, start: bytes) -> None:
             f"    torch.save(state, {'zip-' + name!r})",
         )
     if start.startswith(b"GGUF"):
-        raise UnsupportedFormatError(
-            str(entry.path), "is a GGUF file", remedy="compare the safetensors that it was made from"
-        )
+        raise UnsupportedFormatError(str(entry.path), "is a GGUF file", remedy=GGUF_REMEDY)

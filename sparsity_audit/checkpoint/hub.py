@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sparsity_audit.checkpoint.hub_errors import is_transient, library_errors, translate
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, is_commit
-from sparsity_audit.checkpoint.layout import Layout, abridged, choose_layout, missing_shards, unread_weights
+from sparsity_audit.checkpoint.layout import (
+    ADAPTER_CONFIG,
+    Layout,
+    abridged,
+    choose_layout,
+    missing_shards,
+    unread_weights,
+)
 from sparsity_audit.errors import CheckpointNotFoundError, HubError
 
 if TYPE_CHECKING:
@@ -121,7 +128,7 @@ def _download_checkpoint(
 ) -> tuple[Path, tuple[str, ...]]:
     """The local folder of the fetched files, and the names of those that hold tensors."""
     layout = _layout(pinned, sizes)
-    companions = [_CONFIG] if _CONFIG in sizes else []
+    companions = [name for name in (_CONFIG, ADAPTER_CONFIG) if name in sizes]
     shards: tuple[str, ...] = layout.files
     if layout.index is not None:
         shards = _shards_of(_download(api, pinned, layout.index, num_bytes=sizes[layout.index]))

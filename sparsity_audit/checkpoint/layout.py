@@ -9,12 +9,22 @@ index, `pytorch_model.bin` or its shards, other torch files. What trainers leave
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Layout", "abridged", "choose_layout", "missing_shards", "unread_weights"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "Layout",
+    "abridged",
+    "choose_layout",
+    "has_model_files",
+    "is_adapter",
+    "missing_shards",
+    "unread_weights",
+]
 
 _INDEXES = {"safetensors": "model.safetensors.index.json", "torch": "pytorch_model.bin.index.json"}
+ADAPTER_CONFIG = "adapter_config.json"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _TRAINER_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)([_.-].*)?\.(bin|pt|pth)"
@@ -51,6 +61,18 @@ def choose_layout(names: Iterable[str]) -> Layout | None:
         if files:
             return Layout(index=None, files=tuple(sorted(files)))
     return None
+
+
+def has_model_files(names: Collection[str]) -> bool:
+    """Whether among the `names` are files that `save_pretrained` writes, or any safetensors."""
+    return any(n.endswith(".safetensors") or _family(n) == "pytorch_model" for n in names) or any(
+        index in names for index in _INDEXES.values()
+    )
+
+
+def is_adapter(files: Iterable[str]) -> bool:
+    """Whether the chosen files are those of a PEFT adapter."""
+    return all(_family(name) == "adapter_model" for name in files)
 
 
 def unread_weights(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ...]:

@@ -3,22 +3,45 @@
 Contract: a directory of safetensors or torch files with or without an index, a single file, or a Hub
 reference; a local path wins over a Hub name, safetensors over torch files, and a note says so. An index is
 believed only where the shards confirm it: a named shard that is missing, or a tensor that is not in its
-shard, is an error.
+shard, is an error. A directory may also hold what a trainer writes (`trainer_folders`); `REF#master` asks
+for the fp32 copy of its weights.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparsity_audit.checkpoint.formats import read_contents
+from sparsity_audit.checkpoint.adapter import merge_adapter
+from sparsity_audit.checkpoint.contents import FileContents
+from sparsity_audit.checkpoint.formats import GGUF_REMEDY, read_contents
 from sparsity_audit.checkpoint.hub import fetch
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, parse_reference
-from sparsity_audit.checkpoint.layout import abridged, choose_layout, missing_shards, unread_weights
+from sparsity_audit.checkpoint.layout import (
+    ADAPTER_CONFIG,
+    abridged,
+    choose_layout,
+    is_adapter,
+    missing_shards,
+    unread_weights,
+)
+from sparsity_audit.checkpoint.spelling import MASTER, adapted_parts, local_path
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
-from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
+from sparsity_audit.checkpoint.trainer_folders import (
+    TrainerKind,
+    inner_folder,
+    open_trainer_folder,
+    trainer_kind,
+)
+from sparsity_audit.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+    UsageError,
+)
 from sparsity_audit.types import TensorSpec
 
 __all__ = ["open_checkpoint"]
@@ -45,7 +68,12 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     """
     if reference == "":
         raise UsageError("reference", "the text is empty", expected="a path or a Hub reference; '.' is here")
-    text, path = str(reference), _local_path(reference)
+    text, path = str(reference), local_path(reference)
+    if text.endswith(MASTER) and not path.exists():
+        return _open_master(text.removesuffix(MASTER))
+    parts = adapted_parts(text) if not path.exists() else None
+    if parts is not None:
+        return merge_adapter(*(open_checkpoint(part) for part in parts))
     is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
     if path.is_dir() and not is_hub_only:
         catalogue = _with_note_on_unread(_open_directory(path, reference=text), _file_names(path))
@@ -63,17 +91,21 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     return replace(catalogue, notes=(*catalogue.notes, *_shadow_note(reference)))
 
 
-def _local_path(reference: str | Path) -> Path:
-    try:
-        path = Path(reference).expanduser()
-        path.is_dir()
-    except (OSError, RuntimeError) as error:
-        # An unknown ~user, a name longer than the file system takes, a directory that may not be entered.
-        found = error.strerror if isinstance(error, OSError) else str(error)
+def _open_master(text: str) -> Catalogue:
+    """The fp32 copy of the weights of a trainer's folder."""
+    path = local_path(text)
+    parts = adapted_parts(text) if not path.exists() else None
+    if parts is not None:
+        return merge_adapter(*(open_checkpoint(part) for part in parts), rounded=False)
+    if not path.is_dir():
         raise CheckpointNotFoundError(
-            str(reference)[:200], found or "cannot be looked up", expected="a path or a Hub reference"
-        ) from error
-    return path
+            text + MASTER,
+            f"{text} is no directory here",
+            expected="a trainer's checkpoint directory, which holds optimizer state",
+            remedy="leave #master out to read the weights as they are stored",
+        )
+    catalogue = _open_directory(path, reference=text, master=True)
+    return replace(catalogue, reference=text + MASTER, resolved=catalogue.resolved + MASTER)
 
 
 def _open_hub(reference: HubReference) -> Catalogue:
@@ -96,20 +128,38 @@ def _shadow_note(reference: str | Path) -> tuple[str, ...]:
     return (f"{reference}: the local path of this name was used; write {SCHEME}{reference} for the Hub",)
 
 
-def _open_directory(folder: Path, *, reference: str) -> Catalogue:
+def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Catalogue:
     names = _file_names(folder)
+    kind = trainer_kind(names, master=master)
+    if kind is not None:
+        return _open_trainer(folder, names, kind, master=master, reference=reference)
     layout = choose_layout(names)
+    inner = inner_folder(folder) if layout is None or master else None
+    if inner is not None:
+        catalogue = _open_directory(inner, reference=reference, master=master)
+        return replace(catalogue, notes=(*catalogue.notes, f"{reference}: read its folder {inner.name}"))
+    if master and layout is not None and is_adapter(layout.files):
+        return _open_directory(folder, reference=reference)
+    if master:
+        raise UnsupportedFormatError(
+            reference + MASTER,
+            "holds no optimizer state that is read",
+            expected="a distributed checkpoint (.metadata) or DeepSpeed's *_optim_states.pt",
+            remedy="leave #master out to read the weights as they are stored",
+        )
+    if layout is None and any(name.endswith(".gguf") for name in names):
+        raise UnsupportedFormatError(str(folder), "holds GGUF files alone", remedy=GGUF_REMEDY)
     if layout is None:
         raise CheckpointNotFoundError(
             str(folder),
             f"holds no checkpoint ({len(names)} files, no weights among them)" if names else "holds no files",
-            expected="*.safetensors, or pytorch_model*.bin, *.pt, *.pth, with or without an index",
+            expected="*.safetensors, pytorch_model*.bin, *.pt, *.pth, or a trainer's sharded checkpoint",
             remedy="name the directory that holds the weights, or one file",
         )
     if layout.index is not None:
         index = folder / layout.index
         weight_map = _read_index(index)
-        shards = sorted({folder / shard for shard in weight_map.values()})
+        shards = sorted(folder / shard for shard in set(weight_map.values()))
         for shard in shards:
             if not shard.is_file():
                 raise CheckpointNotFoundError(
@@ -127,7 +177,38 @@ def _open_directory(folder: Path, *, reference: str) -> Catalogue:
             remedy="fetch the missing shard",
         )
     paths = [folder / name for name in layout.files]
-    return _catalogue(paths, folder=folder, reference=reference, resolved=folder)
+    catalogue = _catalogue(paths, folder=folder, reference=reference, resolved=folder)
+    if is_adapter(layout.files) and ADAPTER_CONFIG in names:
+        return replace(catalogue, adapter=_read_json(folder / ADAPTER_CONFIG))
+    return catalogue
+
+
+def _open_trainer(
+    folder: Path, names: list[str], kind: TrainerKind, *, master: bool, reference: str
+) -> Catalogue:
+    files, contents = open_trainer_folder(folder, names, kind, master=master)
+    beside = [folder / "config.json", folder / "huggingface" / "config.json"]
+    config = next((path for path in beside if path.is_file()), beside[0])
+    return _gathered(files, contents, reference=reference, resolved=folder, config=_read_config(config))
+
+
+def _gathered(
+    files: tuple[FileEntry, ...],
+    contents: FileContents,
+    *,
+    reference: str,
+    resolved: Path,
+    config: dict[str, Any],
+) -> Catalogue:
+    return Catalogue(
+        reference=reference,
+        resolved=str(resolved.resolve()),
+        files=files,
+        tensors=dict(sorted(contents.tensors.items())),
+        aliases=dict(sorted(contents.aliases.items())),
+        config=config,
+        notes=contents.notes,
+    )
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -168,15 +249,9 @@ def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Pat
         tensors |= contents.tensors
         aliases |= contents.aliases
         notes += contents.notes
-    return Catalogue(
-        reference=reference,
-        resolved=str(resolved.resolve()),
-        files=files,
-        tensors=dict(sorted(tensors.items())),
-        aliases=dict(sorted(aliases.items())),
-        config=_read_config(folder / "config.json"),
-        notes=tuple(notes),
-    )
+    contents = FileContents(tensors=tensors, aliases=aliases, notes=tuple(notes))
+    config = _read_config(folder / "config.json")
+    return _gathered(files, contents, reference=reference, resolved=resolved, config=config)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -184,13 +259,19 @@ def _read_index(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(str(path), "has no weight_map", expected="tensor name → shard file")
+    good: set[str] = set()  # ninety thousand names lie in some hundred shards
     for name, shard in weight_map.items():
-        if not _is_file_name(shard):
+        if isinstance(shard, str) and shard in good:
+            continue
+        if _is_file_name(shard):
+            good.add(shard)
+        else:
             shown = repr(shard[:80]) if isinstance(shard, str) else f"a {type(shard).__name__}"
             raise CorruptCheckpointError(
                 str(path), f"places {name[:200]!r} in {shown}", expected="a file name inside the directory"
             )
-    return weight_map
+    # JSON makes a new text of every value: interned, ninety thousand shard names are some hundred.
+    return {sys.intern(name): sys.intern(shard) for name, shard in weight_map.items()}
 
 
 def _is_file_name(value: object) -> bool:

@@ -25,9 +25,11 @@ __all__ = [
     "LEAF",
     "MAX_OPERATIONS",
     "MAX_PICKLE_BYTES",
+    "Call",
     "Global",
     "Leaf",
     "MalformedError",
+    "Record",
     "load_pickle",
 ]
 
@@ -63,6 +65,29 @@ class Leaf:
 
 LEAF: Final = Leaf()
 
+
+class Record:
+    """An object of a class that the pickle names: its arguments and its state; the class stays a name.
+
+    It is hashed by identity, so that it can be a key and costs what a key costs.
+
+    Args:
+        path: Module and qualified name of the class.
+        arguments: What it was called with.
+    """
+
+    __slots__ = ("arguments", "path", "state")
+
+    def __init__(self, path: str, arguments: tuple[object, ...]) -> None:
+        self.path, self.arguments = path, arguments
+        self.state: object = None
+
+    def get(self, name: str) -> object:
+        """An attribute, as the state or the slots of the state have it; None where there is none."""
+        parts = self.state if type(self.state) is tuple else (self.state,)
+        return next((p[name] for p in parts if isinstance(p, dict) and name in p), None)
+
+
 Call = Callable[[tuple[object, ...]], object]
 
 
@@ -73,6 +98,8 @@ def load_pickle(
     calls: Mapping[str, Call],
     constants: frozenset[str],
     persistent: Callable[[object], object],
+    inert: tuple[str, ...] = (),
+    limits: tuple[int, int] = (MAX_PICKLE_BYTES, MAX_OPERATIONS),
 ) -> object:
     """The value a pickle describes, made of dicts, lists, tuples, scalars and what `calls` return.
 
@@ -83,16 +110,24 @@ def load_pickle(
             `MalformedError` for arguments it does not expect.
         constants: Paths that may be named, but not called.
         persistent: What a persistent id becomes; raises like `calls`.
+        inert: What paths may begin with whose objects become a `Record`.
+        limits: Most bytes and most operations.
 
     Raises:
         UnsafePickleError: A global outside the vocabulary, or an opcode that would run code.
         CorruptCheckpointError: Not a pickle of plain data, truncated, or beyond the bounds.
     """
-    if len(data) > MAX_PICKLE_BYTES:
-        raise CorruptCheckpointError(
-            subject, f"pickle of {len(data)} bytes", expected=f"at most {MAX_PICKLE_BYTES}"
-        )
-    machine = _Machine(data, subject=subject, calls=calls, constants=constants, persistent=persistent)
+    if len(data) > limits[0]:
+        raise CorruptCheckpointError(subject, f"pickle of {len(data)} bytes", expected=f"at most {limits[0]}")
+    machine = _Machine(
+        data,
+        subject=subject,
+        calls=calls,
+        constants=constants,
+        persistent=persistent,
+        inert=inert,
+        budget=limits[1],
+    )
     try:
         return machine.run()
     except MalformedError as error:
@@ -114,11 +149,13 @@ class _Machine:
         calls: Mapping[str, Call],
         constants: frozenset[str],
         persistent: Callable[[object], object],
+        inert: tuple[str, ...],
+        budget: int,
     ) -> None:
         self.data, self.subject = data, subject
         self.calls, self.constants, self.persistent = calls, constants, persistent
-        self.position = 0
-        self.budget = MAX_OPERATIONS
+        self.position, self.inert = 0, inert
+        self.budget = self.allowed = budget
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
         self.memo: dict[int, object] = {}
@@ -135,7 +172,7 @@ class _Machine:
                 return self.stack.pop()
             self.budget -= 1
             if self.budget < 0:
-                raise MalformedError(f"takes more than {MAX_OPERATIONS} operations")
+                raise MalformedError(f"takes more than {self.allowed} operations")
             operation = operations.get(code)
             if operation is None:
                 raise MalformedError(f"uses opcode {bytes([code])!r}, which plain data does not need")
@@ -174,7 +211,7 @@ class _Machine:
 
     def find(self, module: str, name: str) -> Global:
         path = f"{'builtins' if module == '__builtin__' else module}.{name}"
-        if path not in self.calls and path not in self.constants:
+        if path not in self.calls and path not in self.constants and not self._is_inert(path):
             raise UnsafePickleError(
                 self.subject,
                 f"pickle asks for {path[:120]!r}; nothing was executed",
@@ -187,13 +224,18 @@ class _Machine:
         if not isinstance(function, Global) or type(arguments) is not tuple:
             raise MalformedError("calls something that is not a function")
         call = self.calls.get(function.path)
+        if call is None and self._is_inert(function.path):
+            return Record(function.path, arguments)
         if call is None:
             raise MalformedError(f"calls {function.path}, which is not a function")
         self.budget -= sum(len(a) for a in arguments if isinstance(a, (list, dict, tuple)))
         return call(arguments)
 
+    def _is_inert(self, path: str) -> bool:
+        return bool(self.inert) and path.startswith(self.inert)
+
     def set_items(self, target: object, items: list[object]) -> None:
-        if isinstance(target, Leaf):
+        if isinstance(target, Leaf | Record):
             return
         if type(target) is not dict or len(items) % 2:
             raise MalformedError("sets items of something that is not a dict")
@@ -208,14 +250,14 @@ class _Machine:
             target[key] = items[i + 1]
 
     def extend(self, target: object, items: list[object]) -> None:
-        if isinstance(target, Leaf):
+        if isinstance(target, Leaf | Record):
             return
         if type(target) is not list:
             raise MalformedError("appends to something that is not a list")
         target.extend(items)
 
 
-_RANDOMLY_HASHED = (str, bytes, type(None), Global)
+_RANDOMLY_HASHED = (str, bytes, type(None), Global, Record)
 _MAX_INTEGER_KEY = 2**31
 _STOP = ord(".")
 _U1, _U2, _U4, _U8 = (struct.Struct(code) for code in ("<B", "<H", "<I", "<Q"))
@@ -401,7 +443,10 @@ def _reduce(u: _Machine) -> None:
 @_operation("b")
 def _build(u: _Machine) -> None:
     # Attributes (`_metadata` of a state dict, tags on a parameter) are not values of tensors: dropped.
-    u.stack.pop()
+    state = u.stack.pop()
+    if isinstance(u.stack[-1], Record):
+        u.stack[-1].state = state
+        return
     if isinstance(u.stack[-1], (str, int, float, list, tuple, Global, type(None))):
         raise MalformedError("sets attributes of something that has none")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 from sparsity_audit.checkpoint.contents import has_absurd_empty_shape
@@ -48,10 +49,13 @@ def read_header(entry: FileEntry, *, file: int) -> tuple[dict[str, TensorSpec], 
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _corrupt(entry, "`__metadata__` is not a map of strings")
-    tensors = {
-        name: _spec(entry, name=name, record=record, data_start=data_start, file=file)
-        for name, record in header.items()
-    }
+    # Names come back in the index and on the other side; a model has few shapes. One object each.
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    tensors = {}
+    for name in map(sys.intern, list(header)):
+        tensors[name] = _spec(
+            entry, name=name, record=header.pop(name), data_start=data_start, file=file, shapes=shapes
+        )
     _check_cover(entry, tensors, data_start=data_start)
     return tensors, metadata
 
@@ -114,7 +118,15 @@ def _parse_json(entry: FileEntry, raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _spec(entry: FileEntry, *, name: str, record: Any, data_start: int, file: int) -> TensorSpec:
+def _spec(
+    entry: FileEntry,
+    *,
+    name: str,
+    record: Any,
+    data_start: int,
+    file: int,
+    shapes: dict[tuple[int, ...], tuple[int, ...]],
+) -> TensorSpec:
     if not name.isprintable():
         # Lone surrogates cannot be written anywhere; escape sequences would reach a terminal.
         raise _corrupt(entry, f"a tensor is named {name[:80]!r}", expected="text without control characters")
@@ -148,7 +160,8 @@ def _spec(entry: FileEntry, *, name: str, record: Any, data_start: int, file: in
             remedy="the file is truncated; download or copy it again",
         )
     extent = ByteRange(start=data_start + offsets[0], stop=data_start + offsets[1])
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), file=file, extent=extent)
+    shared = shapes.setdefault(tuple(shape), tuple(shape))
+    return TensorSpec(name=name, dtype=dtype, shape=shared, file=file, extent=extent)
 
 
 def _dtype(entry: FileEntry, name: str, text: object) -> DType:

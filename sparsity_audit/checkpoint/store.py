@@ -1,8 +1,10 @@
 """A checkpoint's catalogue and the files behind it.
 
-Contract: a `Catalogue` holds names, dtypes, shapes and byte ranges, never data. `LocalFile.read_into`
-fills the whole buffer or raises. Files are identified by size, mtime and inode when the catalogue is
-made; a file that differs later is a `ChangedInputError`, never a silent mix of two checkpoints.
+Contract: a `Catalogue` holds names, dtypes, shapes and byte ranges, never data. `LocalFile.read_into` fills
+the whole buffer or raises. Files are identified by size, mtime and inode when the catalogue is made; a file
+that differs later is a `ChangedInputError`, never a silent mix of two checkpoints. What readers take for one
+file may be gathered from several, or computed (`Content`): they open it with `FileEntry.open` and never
+know.
 """
 
 from __future__ import annotations
@@ -13,12 +15,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from sparsity_audit.errors import ChangedInputError, CheckpointNotFoundError
 from sparsity_audit.types import TensorSpec
 
-__all__ = ["Catalogue", "FileEntry", "LocalFile"]
+__all__ = ["ByteSource", "Catalogue", "Content", "FileEntry", "LocalFile"]
+
+
+class ByteSource(Protocol):
+    """Bytes that are read by position; safe to share between threads."""
+
+    @property
+    def entry(self) -> FileEntry:
+        """The catalogued file."""
+        ...
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...
+
+
+class Content(Protocol):
+    """What stands behind a file that does not lie on the disk as one."""
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files that it is made of."""
+        ...
+
+    def open(self, entry: FileEntry) -> ByteSource:
+        """Its bytes."""
+        ...
+
+    def files_of(self, spec: TensorSpec) -> frozenset[int]:
+        """Indexes in `files` of those that hold entries of a tensor."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +67,8 @@ class FileEntry:
         num_bytes: Its size.
         mtime_ns: Its modification time.
         inode: Its inode number.
+        content: What makes its bytes where it is no file of its own; then `path` is the file that stands for
+            them, and there is neither time nor inode (0).
     """
 
     path: Path
@@ -38,6 +76,7 @@ class FileEntry:
     num_bytes: int
     mtime_ns: int
     inode: int
+    content: Content | None = None
 
     @classmethod
     def from_path(cls, path: Path, *, name: str | None = None) -> FileEntry:
@@ -58,8 +97,16 @@ class FileEntry:
             inode=status.st_ino,
         )
 
+    def open(self) -> ByteSource:
+        """Its bytes. Raises CheckpointNotFoundError."""
+        return LocalFile(self) if self.content is None else self.content.open(self)
+
     def verify_unchanged(self) -> None:
         """Raise ChangedInputError when the file is not the one that was catalogued."""
+        if self.content is not None:
+            for file in self.content.files:
+                file.verify_unchanged()
+            return
         try:
             now = self.path.stat()
         except OSError as error:
@@ -130,6 +177,7 @@ class Catalogue:
         aliases: Second and further names of a tensor that shares its storage → the name in `tensors`.
         config: `config.json` next to the files, parsed; empty when there is none.
         notes: Things the user should be told (a local path that shadows a Hub name, for instance).
+        adapter: `adapter_config.json`, parsed, where the tensors are those of a PEFT adapter.
     """
 
     reference: str
@@ -139,6 +187,7 @@ class Catalogue:
     aliases: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapter: Mapping[str, Any] | None = None
 
     @property
     def resolved_label(self) -> str:
@@ -147,6 +196,11 @@ class Catalogue:
         An absolute path would make the same audit give other bytes on another machine.
         """
         return self.resolved if self.resolved.startswith("hf://") else self.reference
+
+    @property
+    def stored_files(self) -> tuple[FileEntry, ...]:
+        """The files that lie on the disk, without those that stand for several or for a computation."""
+        return tuple(entry for entry in self.files if entry.content is None)
 
     @property
     def num_entries(self) -> int:

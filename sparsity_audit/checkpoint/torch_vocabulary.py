@@ -10,11 +10,14 @@ Source: torch 2.13 `torch/_utils.py` (`_rebuild_*`), `torch/_weights_only_unpick
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sparsity_audit.checkpoint.restricted_pickle import (
     LEAF,
+    MAX_OPERATIONS,
+    MAX_PICKLE_BYTES,
+    Call,
     Global,
     Leaf,
     MalformedError,
@@ -23,7 +26,16 @@ from sparsity_audit.checkpoint.restricted_pickle import (
 from sparsity_audit.errors import UnsafePickleError, UnsupportedFormatError
 from sparsity_audit.types import DType
 
-__all__ = ["Refused", "StorageRef", "TensorRef", "load_state"]
+__all__ = [
+    "STORAGE_DTYPES",
+    "TORCH_DTYPES",
+    "Refused",
+    "StorageRef",
+    "TensorRef",
+    "load_distributed",
+    "load_state",
+    "rebuild_from_type",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +164,41 @@ def load_state(data: bytes, *, subject: str) -> object:
             raise UnsupportedFormatError(
                 subject,
                 "holds distributed tensors: one rank's piece of a sharded checkpoint",
-                remedy="merge the pieces with the trainer's own tool, then compare the merged checkpoint",
+                remedy="name the directory that holds the pieces of all ranks",
             ) from error
         raise
+
+
+def load_distributed(
+    data: bytes,
+    *,
+    subject: str,
+    calls: Mapping[str, Call],
+    inert: tuple[str, ...],
+    limits: tuple[int, int] = (MAX_PICKLE_BYTES, MAX_OPERATIONS),
+) -> object:
+    """`load_state` of what a trainer writes for itself: objects of named libraries are read as records.
+
+    Args:
+        data: The pickle.
+        subject: What messages call it.
+        calls: Calls beside those of `load_state`, or in their place.
+        inert: What the paths of classes may begin with whose objects become a `Record`.
+        limits: Most bytes and most operations.
+
+    Raises:
+        UnsafePickleError: It names something that is not on the list.
+        CorruptCheckpointError: It is damaged.
+    """
+    return load_pickle(
+        data,
+        subject=subject,
+        calls={**_CALLS, **calls},
+        constants=_CONSTANTS,
+        persistent=_persistent_storage,
+        inert=inert,
+        limits=limits,
+    )
 
 
 def _persistent_storage(identity: object) -> StorageRef:
@@ -208,11 +252,12 @@ def _rebuild_parameter(arguments: tuple[object, ...]) -> object:
     return arguments[0]
 
 
-def _rebuild_from_type(arguments: tuple[object, ...]) -> object:
+def rebuild_from_type(arguments: tuple[object, ...]) -> object:
+    """The tensor that `torch._tensor._rebuild_from_type_v2` would give, without its attributes."""
     if len(arguments) < 3 or not isinstance(arguments[0], Global) or type(arguments[2]) is not tuple:
         raise MalformedError("rebuilds a typed tensor without function and arguments")
     inner = _TENSOR_CALLS.get(arguments[0].path)
-    if inner is None or inner is _rebuild_from_type:
+    if inner is None or inner is rebuild_from_type:
         raise MalformedError(f"rebuilds a typed tensor with {arguments[0].path}")
     return inner(arguments[2])
 
@@ -243,7 +288,7 @@ _TENSOR_CALLS: dict[str, Callable[[tuple[object, ...]], object]] = {
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch.nn.parameter.Parameter": _rebuild_parameter,
-    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch._tensor._rebuild_from_type_v2": rebuild_from_type,
     "torch._utils._rebuild_qtensor": _refuse("quantised by torch", "call `.dequantize()` before saving"),
     "torch._utils._rebuild_sparse_tensor": _refuse("sparse", "call `.to_dense()` before saving"),
     "torch._utils._rebuild_meta_tensor_no_storage": _refuse(

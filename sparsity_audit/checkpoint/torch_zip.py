@@ -12,14 +12,14 @@ Source: torch 2.13 `torch/serialization.py`, `_save` and `_load`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 from sparsity_audit.checkpoint.contents import FileContents, has_absurd_empty_shape
 from sparsity_audit.checkpoint.restricted_pickle import MAX_PICKLE_BYTES
 from sparsity_audit.checkpoint.state_dict import find_state_dict
-from sparsity_audit.checkpoint.store import FileEntry, LocalFile
+from sparsity_audit.checkpoint.store import ByteSource, FileEntry, LocalFile
 from sparsity_audit.checkpoint.torch_vocabulary import (
     STORAGE_DTYPES,
     TORCH_DTYPES,
@@ -32,7 +32,7 @@ from sparsity_audit.checkpoint.zip_members import Member, locate_members, read_d
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
 from sparsity_audit.types import ByteRange, DType, TensorSpec
 
-__all__ = ["read_torch_zip"]
+__all__ = ["TorchArchive", "read_archive", "read_torch_zip", "tensor_spec"]
 
 _MAX_DIMENSIONS = 64
 _MAX_EXPANDED_BYTES = 2**40
@@ -40,12 +40,24 @@ _MAX_EXPANDED_BYTES = 2**40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Archive:
+class TorchArchive:
+    """Where the storages of a file that `torch.save` wrote lie, and what its pickle holds.
+
+    Args:
+        entry: The file.
+        file: Its index in the catalogue.
+        ranges: Bytes of the members.
+        prefix: What their names begin with.
+        big_endian: Whether codes are byte-swapped.
+        root: What the pickle holds, as `load_state` gives it.
+    """
+
     entry: FileEntry
     file: int
     ranges: Mapping[str, ByteRange]
     prefix: str
     big_endian: bool
+    root: object
 
 
 def read_torch_zip(entry: FileEntry, *, file: int) -> FileContents:
@@ -61,23 +73,42 @@ def read_torch_zip(entry: FileEntry, *, file: int) -> FileContents:
         UnsupportedFormatError: TorchScript, compressed, quantised, sparse, optimizer state.
     """
     with LocalFile(entry) as source:
-        members = read_directory(source)
-        prefix = _find_prefix(entry, members)
-        ranges = locate_members(source, _needed(members, prefix))
-        data = _contents(source, ranges[prefix + "data.pkl"], limit=MAX_PICKLE_BYTES)
-        order = b"little"
-        if prefix + "byteorder" in ranges:
-            order = _contents(source, ranges[prefix + "byteorder"], limit=16)
-    if order not in (b"little", b"big"):
-        _corrupt(entry, f"byteorder is {order!r}", expected="little or big")
-    archive = _Archive(entry=entry, file=file, ranges=ranges, prefix=prefix, big_endian=order == b"big")
-    found = find_state_dict(load_state(data, subject=str(entry.path)), subject=str(entry.path))
-    specs = {name: _spec(archive, name, value) for name, value in found.tensors.items()}
+        archive = read_archive(source, file=file)
+    found = find_state_dict(archive.root, subject=str(entry.path))
+    specs = {name: tensor_spec(archive, name, value) for name, value in found.tensors.items()}
     tensors, aliases = _split_aliases(specs)
     return FileContents(
         tensors=tensors,
         aliases=aliases,
         notes=tuple(f"{entry.name}: {note}" for note in (*found.notes, *_overlap_notes(tensors))),
+    )
+
+
+def read_archive(source: ByteSource, *, file: int, load: Callable[..., object] = load_state) -> TorchArchive:
+    """The members of an archive and what its pickle holds.
+
+    Args:
+        source: The open file.
+        file: The file's index in the catalogue.
+        load: What makes sense of the pickle; called as `load_state` is.
+
+    Raises:
+        SparsityAuditError: As `read_torch_zip`.
+    """
+    entry = source.entry
+    members = read_directory(source)
+    prefix = _find_prefix(entry, members)
+    ranges = locate_members(source, _needed(members, prefix))
+    data = _contents(source, ranges[prefix + "data.pkl"], limit=MAX_PICKLE_BYTES)
+    order = b"little"
+    if prefix + "byteorder" in ranges:
+        order = _contents(source, ranges[prefix + "byteorder"], limit=16)
+    if order not in (b"little", b"big"):
+        _corrupt(entry, f"byteorder is {order!r}", expected="little or big")
+    root = load(data, subject=str(entry.path))
+    big_endian = order == b"big"
+    return TorchArchive(
+        entry=entry, file=file, ranges=ranges, prefix=prefix, big_endian=big_endian, root=root
     )
 
 
@@ -109,7 +140,7 @@ def _needed(members: Mapping[str, Member], prefix: str) -> list[Member]:
     ]
 
 
-def _contents(source: LocalFile, extent: ByteRange, *, limit: int) -> bytes:
+def _contents(source: ByteSource, extent: ByteRange, *, limit: int) -> bytes:
     if extent.num_bytes > limit:
         _corrupt(source.entry, f"zip member of {extent.num_bytes} bytes", expected=f"at most {limit}")
     raw = bytearray(extent.num_bytes)
@@ -117,7 +148,13 @@ def _contents(source: LocalFile, extent: ByteRange, *, limit: int) -> bytes:
     return bytes(raw)
 
 
-def _spec(archive: _Archive, name: str, value: TensorRef | Refused) -> TensorSpec:
+def tensor_spec(archive: TorchArchive, name: str, value: TensorRef | Refused) -> TensorSpec:
+    """Where a tensor of the archive lies, checked against its storage.
+
+    Raises:
+        UnsupportedFormatError: A kind of tensor or a dtype that is not read.
+        CorruptCheckpointError: It reaches out of its storage, or contradicts itself.
+    """
     entry = archive.entry
     if isinstance(value, Refused):
         raise UnsupportedFormatError(f"{entry.path}: tensor {name!r}", value.what, remedy=value.remedy)
@@ -173,7 +210,7 @@ def _dtype(entry: FileEntry, name: str, value: TensorRef) -> DType:
     return dtype
 
 
-def _storage_extent(archive: _Archive, name: str, storage: StorageRef) -> ByteRange:
+def _storage_extent(archive: TorchArchive, name: str, storage: StorageRef) -> ByteRange:
     extent = archive.ranges.get(f"{archive.prefix}data/{storage.key}")
     if extent is None:
         _corrupt(

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparsity_audit.checkpoint.store import LocalFile
+from sparsity_audit.checkpoint.store import ByteSource
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
 from sparsity_audit.types import ByteRange
 
@@ -61,7 +61,7 @@ class _Directory:
     count: int
 
 
-def read_directory(source: LocalFile) -> dict[str, Member]:
+def read_directory(source: ByteSource) -> dict[str, Member]:
     """The members of an archive by name.
 
     Raises:
@@ -88,7 +88,7 @@ def read_directory(source: LocalFile) -> dict[str, Member]:
     return members
 
 
-def locate_members(source: LocalFile, members: Iterable[Member]) -> dict[str, ByteRange]:
+def locate_members(source: ByteSource, members: Iterable[Member]) -> dict[str, ByteRange]:
     """Bytes of the file that hold the contents of each stored member.
 
     Raises:
@@ -105,7 +105,7 @@ def locate_members(source: LocalFile, members: Iterable[Member]) -> dict[str, By
     return ranges
 
 
-def _find_directory(source: LocalFile) -> _Directory:
+def _find_directory(source: ByteSource) -> _Directory:
     size = source.entry.num_bytes
     tail_bytes = min(size, _END.size + _MAX_COMMENT_BYTES)
     tail = _read(source, size - tail_bytes, tail_bytes)
@@ -121,7 +121,7 @@ def _find_directory(source: LocalFile) -> _Directory:
     )
 
 
-def _directory(source: LocalFile, fields: tuple[int, ...], end_start: int) -> _Directory:
+def _directory(source: ByteSource, fields: tuple[int, ...], end_start: int) -> _Directory:
     disk, first_disk, _, count, num_bytes, start = fields[1:7]
     wide = _zip64_end(source, end_start)
     if wide is not None:
@@ -146,7 +146,7 @@ def _directory(source: LocalFile, fields: tuple[int, ...], end_start: int) -> _D
     return _Directory(start, num_bytes, count)
 
 
-def _zip64_end(source: LocalFile, end_start: int) -> tuple[int, tuple[int, ...]] | None:
+def _zip64_end(source: ByteSource, end_start: int) -> tuple[int, tuple[int, ...]] | None:
     """Start and fields of the zip64 end record, if a locator stands before the end record."""
     locator_start = end_start - _LOCATOR_64.size
     if locator_start < 0:
@@ -162,7 +162,7 @@ def _zip64_end(source: LocalFile, end_start: int) -> tuple[int, tuple[int, ...]]
     return start, fields[4:10]
 
 
-def _central_entry(source: LocalFile, raw: bytes, position: int) -> tuple[Member, int]:
+def _central_entry(source: ByteSource, raw: bytes, position: int) -> tuple[Member, int]:
     if position + _CENTRAL.size > len(raw):
         raise _corrupt(source, "zip directory is cut off")
     fields = _CENTRAL.unpack_from(raw, position)
@@ -208,7 +208,7 @@ def _zip64_extra(extra: bytes) -> bytes:
     return b""
 
 
-def _locate(source: LocalFile, member: Member) -> ByteRange:
+def _locate(source: ByteSource, member: Member) -> ByteRange:
     path, shown = str(source.entry.path), repr(member.name[:80])
     fields = _LOCAL.unpack(_read(source, member.header_start, _LOCAL.size))
     name_bytes, extra_bytes = fields[9:11]
@@ -238,7 +238,7 @@ def _locate(source: LocalFile, member: Member) -> ByteRange:
     return ByteRange(start=start, stop=start + member.num_bytes)
 
 
-def _read(source: LocalFile, start: int, count: int) -> bytes:
+def _read(source: ByteSource, start: int, count: int) -> bytes:
     if start < 0 or start + count > source.entry.num_bytes:
         raise _corrupt(
             source,
@@ -250,7 +250,7 @@ def _read(source: LocalFile, start: int, count: int) -> bytes:
     return bytes(raw)
 
 
-def _decode(source: LocalFile, name: bytes) -> str:
+def _decode(source: ByteSource, name: bytes) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -258,6 +258,6 @@ def _decode(source: LocalFile, name: bytes) -> str:
 
 
 def _corrupt(
-    source: LocalFile, found: str, *, expected: str | None = None, remedy: str | None = None
+    source: ByteSource, found: str, *, expected: str | None = None, remedy: str | None = None
 ) -> CorruptCheckpointError:
     return CorruptCheckpointError(str(source.entry.path), found, expected=expected, remedy=remedy)

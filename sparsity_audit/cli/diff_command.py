@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Self
+from typing import Any
 
 import click
 
 from sparsity_audit.api.sides import open_sides
+from sparsity_audit.cli.diff_result import show_report, take_expectations
 from sparsity_audit.cli.options import (
     CRITERION,
     MAP_RULE,
     OUTPUT_PATH,
+    ByteProgress,
     config_option,
     echo_note,
+    engine_options,
     format_options,
     progress_is_wanted,
 )
 from sparsity_audit.cli.pairs_options import (
-    echo_preset,
     log_options,
     pairs_options,
     run_pairs,
-    send_report,
     take_one_pair,
 )
 from sparsity_audit.types import View
@@ -108,7 +108,7 @@ _FRACTION = click.FloatRange(0, 1)
 @click.option(
     "--fail-on-leftover", is_flag=True, help="Fail when a tensor has no counterpart or cannot be compared."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@engine_options
 @click.option(
     "--kernel",
     type=click.Choice(["auto", "numpy", "numba", "reference"]),
@@ -120,6 +120,12 @@ _FRACTION = click.FloatRange(0, 1)
 @click.option(
     "--unit-bytes", type=click.IntRange(min=1), help="Aim of a work unit's bytes a side.", hidden=True
 )
+@click.option(
+    "--shard-index",
+    type=click.IntRange(min=0),
+    help="Compare this share of the work alone, counted from 0, and leave it in -o for `merge`.",
+)
+@click.option("--num-shards", type=click.IntRange(min=1), help="How many shares the work is cut into.")
 @pairs_options
 @log_options
 @click.option("--dry-run", is_flag=True, help="Print what would be read and compared, and stop.")
@@ -141,35 +147,31 @@ def diff(ctx: click.Context, *, output_format: str, as_json: bool, dry_run: bool
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0
       sparsity-audit diff --pairs published:zhu2025 --dry-run
     """
     output_format = "json" if as_json else output_format
     if options["pairs"] is not None:
         return run_pairs(ctx, options, output_format=output_format, dry_run=dry_run)
     loggers, project = take_one_pair(ctx, options)
+    shard_index, num_shards = options.pop("shard_index"), options.pop("num_shards")
     options["base"], options["tuned"] = open_sides(options["base"], options["tuned"])
     if dry_run:
         return _dry_run(options, output_format)
+    if shard_index is not None or num_shards is not None:
+        from sparsity_audit.cli.merge_command import run_share
+
+        if loggers:
+            raise click.UsageError("--log tells of a finished report: give it to `merge`.", ctx)
+        options["expectations"] = take_expectations(options)
+        return run_share(ctx, options, shard_index, num_shards, output_format=output_format)
     from sparsity_audit.api.diff import diff as run
 
-    with _Progress(shown=progress_is_wanted(output_format)) as progress:
-        report = run(**_arguments(options), on_note=echo_note, on_progress=progress.update)
-    if output_format == "json":
-        from sparsity_audit.report.schema import to_json
-
-        sys.stdout.buffer.write(to_json(report))
-        sys.stdout.buffer.flush()
-    elif output_format == "human":
-        from sparsity_audit.report.terminal import print_report
-
-        print_report(report, output=options["output"], mask=options["mask"])
-        echo_preset(report.preset)
-    send_report(report, loggers, project=project, output=options["output"])
-    failed = [gate for gate in report.gates if not gate.passed]
-    for gate in failed:
-        echo_note(f"expectation failed: {gate.gate}: {gate.detail}")
-    return 1 if failed else 0
+    options["expectations"] = take_expectations(options)
+    with ByteProgress(shown=progress_is_wanted(output_format)) as progress:
+        report = run(**options, on_note=echo_note, on_progress=progress.update)
+    where = {"output": options["output"], "mask": options["mask"]}
+    return show_report(report, output_format, loggers, project=project, **where)
 
 
 def _dry_run(options: dict[str, Any], output_format: str) -> int:
@@ -191,52 +193,3 @@ def _dry_run(options: dict[str, Any], output_format: str) -> int:
 
         print_plan(summary)
     return 0
-
-
-def _arguments(options: dict[str, Any]) -> dict[str, Any]:
-    from sparsity_audit.api.gates import Expectations
-
-    arguments = dict(options)
-    arguments["expectations"] = Expectations(
-        frozen=arguments.pop("expect_frozen"),
-        changed=arguments.pop("expect_changed"),
-        min_sparsity=arguments.pop("min_sparsity"),
-        max_sparsity=arguments.pop("max_sparsity"),
-        no_leftover=arguments.pop("fail_on_leftover"),
-    )
-    return arguments
-
-
-class _Progress:
-    """A bar on stderr while a terminal watches; rich is imported only then."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self._shown, self._bar, self._task = shown, None, None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def update(self, done_bytes: int, total_bytes: int) -> None:
-        """Show how many bytes of both sides are compared."""
-        if not self._shown:
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
-
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("compare", total=total_bytes)
-            self._bar.start()
-        assert self._task is not None
-        self._bar.update(self._task, completed=done_bytes)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

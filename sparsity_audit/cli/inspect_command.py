@@ -30,7 +30,7 @@ def inspect(reference: str, *, output_format: str, as_json: bool) -> None:
 
     \b
     Example:
-      sparsity-audit inspect examples/addition/base-bf16
+      sparsity-audit inspect examples/addition/base
     """
     from sparsity_audit.api.inspect import inspect as inspect_reference
     from sparsity_audit.api.inspect import tensor_rows

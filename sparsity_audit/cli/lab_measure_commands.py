@@ -15,7 +15,6 @@ from sparsity_audit.lab.names import TASK_NAMES
 if TYPE_CHECKING:
     from sparsity_audit.lab.critical import Critical
     from sparsity_audit.lab.track import Track
-    from sparsity_audit.report.study import StudyReport
 
 __all__ = ["critical", "study", "track"]
 
@@ -157,6 +156,13 @@ def _print_critical(found: Critical) -> None:
     "-o", "--output", type=OUTPUT_PATH, required=True, help="The study's folder; a killed one goes on."
 )
 @click.option("--smoke", is_flag=True, help="Short runs and two arms: about a minute of CPU.")
+@click.option("--full", is_flag=True, help="Sweeps for the papers' further claims: about 75 minutes of CPU.")
+@click.option(
+    "--only",
+    metavar="PARTS",
+    help="With --full: parts by comma. a sparsity, b grid of runs, c formats, d critical tokens, e KL "
+    "frontier, f divergence weights.",
+)
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
@@ -164,27 +170,38 @@ def _print_critical(found: Critical) -> None:
     show_default=True,
     help="Jobs at a time, one thread each.",
 )
-def study(**options: Any) -> None:
+def study(*, full: bool, only: str | None, **options: Any) -> None:
     """Run the papers' claims on runs of a few minutes, and write one page with the verdicts.
 
     Trains GRPO on two seeds, other algorithms, the shuffled control and the bf16 arm, compares and prunes
     the updates, trains within masks, and writes index.html, study.json and figures/. Verdicts are computed
     from the numbers and goals that are stated on the page; a claim that fails is no error.
 
+    --full runs sweeps instead, one for each further question, part by part; what it will cost is said first,
+    and the page grows with every part. With --smoke it has a few steps of a few prompts.
+
     \b
     Example:
       sparsity-audit lab study --smoke -o study
     """
     from sparsity_audit.api.lab_study import lab_study
+    from sparsity_audit.api.lab_study_full import lab_study_full
 
-    report = lab_study(**options, on_job=lambda name, done, num: echo_note(f"{done} of {num}: {name}"))
-    _print_study(report, options["output"])
+    if only is not None and not full:
+        raise click.UsageError("--only chooses parts of --full.")
 
+    def show(name: str, done: int, num: int) -> None:
+        echo_note(f"{done} of {num}: {name}")
 
-def _print_study(report: StudyReport, output: Path) -> None:
-    click.echo(str(output / "index.html"))
-    for claim in report.claims:
-        click.echo(f"  {claim.verdict:<25} {claim.title}")
+    if full:
+        chosen = None if only is None else [part.strip() for part in only.split(",")]
+        found = lab_study_full(**options, only=chosen, on_job=show, on_note=echo_note)
+        rows = [(claim.shown_verdict, claim.title) for claim in found.claims]
+    else:
+        rows = [(claim.verdict, claim.title) for claim in lab_study(**options, on_job=show).claims]
+    click.echo(str(options["output"] / "index.html"))
+    for verdict, title in rows:
+        click.echo(f"  {verdict:<25} {title}")
 
 
 def _counter(what: str) -> Any:

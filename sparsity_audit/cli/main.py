@@ -25,13 +25,16 @@ _COMMANDS = {
     "inspect": ("inspect_command", "inspect", "Print a checkpoint's headers: tensors, dtypes, ties, shards."),
     "lab": ("lab_commands", "lab", "Real RL fine-tuning of a small model on one CPU core."),
     "mask": ("mask_commands", "mask", "Make, combine, convert and describe update masks."),
+    "merge": ("merge_command", "merge", "Join the shares of a run that was split over machines."),
     "overlap": ("overlap_command", "overlap", "Compare runs: how much of their overlap is chance."),
+    "patch": ("patch_commands", "patch", "Ship an update as the entries that changed; rebuild bit for bit."),
     "plot": ("plot_command", "plot", "Draw figures of finished audits, several side by side."),
     "series": ("series_command", "series", "Follow the weights along the saved steps of a run."),
     "prune": ("prune_command", "prune", "Write a base with a part of an update as a checkpoint."),
     "recovery": ("recovery_command", "recovery", "Judge a retrained subnetwork against the full run."),
     "retrain": ("retrain_command", "retrain", "Train only a subnetwork, and the controls it needs."),
     "report": ("report_command", "report", "Render finished audits again, without the checkpoints."),
+    "tokens": ("tokens_commands", "tokens", "Compare what two models say: which tokens RL changed."),
 }
 
 
@@ -75,7 +78,7 @@ def cli() -> None:
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0
     """
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsity_audit.cli.options import CRITERION, MAP_RULE, OUTPUT_PATH, echo_note
+from sparsity_audit.cli.options import CRITERION, MAP_RULE, OUTPUT_PATH, echo_note, engine_options
 from sparsity_audit.types import View
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ def card(path: Path, out: Path | None) -> None:
 @_OUTPUT
 @click.option("--k", type=int, help="k-of-n: select what at least k of the masks select.")
 @click.option("--force", is_flag=True, help="Combine masks of other bases, criteria or tensors all the same.")
+@engine_options
 @_JSON
-def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, force: bool, as_json: bool) -> None:
+def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, as_json: bool, **options: Any) -> None:
     """Combine masks: and, or, xor, minus (the first without the others), not, k-of-n.
 
     \b
@@ -95,7 +96,7 @@ def ops(op: Any, paths: tuple[Path, ...], out: Path, k: int | None, *, force: bo
     """
     from sparsity_audit.api.masks import mask_ops
 
-    record = mask_ops(op, list(paths), out, k=k, force=force)
+    record = mask_ops(op, list(paths), out, k=k, **options)
     for tensor in record.left_out:
         click.echo(f"left out: {tensor.name} ({tensor.reason})", err=True)
     _print_result(record.to_json(), record.result, as_json=as_json)
@@ -211,7 +212,7 @@ def _percent(density: float | None) -> str:
 @click.option(
     "--map", "maps", type=MAP_RULE, multiple=True, help="Rename tuned tensors: REGEX=REPL, as in re.sub."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@engine_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier packed mask in the directory.")
 @_JSON
 def export(*, as_json: bool, **options: Any) -> None:

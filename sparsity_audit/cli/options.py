@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import click
 
@@ -17,8 +17,10 @@ __all__ = [
     "CRITERION",
     "MAP_RULE",
     "OUTPUT_PATH",
+    "ByteProgress",
     "config_option",
     "echo_note",
+    "engine_options",
     "format_options",
     "progress_is_wanted",
 ]
@@ -112,6 +114,23 @@ def format_options(command: _Command) -> _Command:
     )(command)
 
 
+def engine_options(command: _Command) -> _Command:
+    """Add `--engine` and `--workers`."""
+    command = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads [default: one a core, at most 8]; with --engine ray, tasks at once [default: all].",
+    )(command)
+    return click.option(
+        "--engine",
+        type=click.Choice(["threads", "ray"]),
+        default="threads",
+        show_default=True,
+        help="ray: work units on the Ray cluster at RAY_ADDRESS, or on one of this machine's cores that is "
+        "started for the run; needs the extra `ray`. The result is the same.",
+    )(command)
+
+
 def _load_config(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
     if value is None:
         return
@@ -176,3 +195,38 @@ def echo_note(text: str) -> None:
 def progress_is_wanted(output_format: str) -> bool:
     """Whether a progress bar would be seen by somebody."""
     return output_format == "human" and sys.stderr.isatty()
+
+
+class ByteProgress:
+    """A bar on stderr while a terminal watches; rich is imported only then."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown, self._bar, self._task = shown, None, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how many bytes of both sides are compared."""
+        if not self._shown:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("compare", total=total_bytes)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, completed=done_bytes)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -66,7 +66,7 @@ def plot(*, width: str, **options: Any) -> None:
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0 -o audit
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0 -o audit
       sparsity-audit plot audit --figure change-rate --format svg -o figures
     """
     from sparsity_audit.api.render import plot as run

@@ -39,7 +39,7 @@ def report(**options: Any) -> None:
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0 -o finished
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0 -o finished
       sparsity-audit report finished -o rendered
     """
     from sparsity_audit.api.render import render

@@ -13,6 +13,7 @@ from sparsity_audit.cli.options import (
     OUTPUT_PATH,
     config_option,
     echo_note,
+    engine_options,
     format_options,
 )
 from sparsity_audit.types import View
@@ -72,7 +73,7 @@ class _LagsType(click.ParamType):
 @click.option(
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@engine_options
 @format_options
 @config_option
 def series(*, output_format: str, as_json: bool, **options: Any) -> None:

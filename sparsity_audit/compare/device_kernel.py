@@ -12,6 +12,7 @@ that each statistic is computed once per distinct value; wider ones are judged e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,10 @@ class DeviceKernel:
         self.device = torch.device(device)
         self._tables: dict[tuple[str, DType, DType], torch.Tensor] = {}
         self._word_steps: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name: tables lie on the device of this process."""
+        return DeviceKernel, (str(self.device),)
 
     def fingerprint(self, words: np.ndarray, first_word: int) -> int:
         """Sum of the mixed words, copied to the device."""

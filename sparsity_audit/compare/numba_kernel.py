@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -96,6 +97,10 @@ class NumbaKernel:
     def __init__(self) -> None:
         self._plain = NumpyKernel()
         self._pool = _Pool()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name: another process compiles, or loads, its own code."""
+        return NumbaKernel, ()
 
     def fingerprint(self, words: np.ndarray, first_word: int) -> int:
         """Sum of the mixed words, vectorised."""

@@ -20,7 +20,6 @@ the prompt is; and prefixes are the written solution, so a position is judged be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,6 +34,7 @@ from sparsity_audit.lab.model import Llama
 from sparsity_audit.lab.rollout import Rollouts, as_rollouts, pad_prompts, teacher_forced
 from sparsity_audit.lab.tasks import Problem, Task
 from sparsity_audit.lab.vocabulary import EOS, PAD, TOKENS, decode
+from sparsity_audit.tokens.critical import substitutes
 
 __all__ = [
     "CRITICAL_FORMAT",
@@ -258,11 +258,8 @@ def _probabilities(logits: Tensor, written: Rollouts) -> Tensor:
 
 def _wrong_tokens(logits: Tensor, right: Tensor, generator: torch.Generator) -> Tensor:
     """int64[prompts]: one token each from softmax(logits) without the right one and without `<pad>`."""
-    allowed = logits.clone()
-    allowed[:, PAD] = -math.inf
-    allowed.scatter_(1, right[:, None], -math.inf)
-    noise = torch.empty_like(allowed).exponential_(generator=generator)
-    return (torch.softmax(allowed, dim=-1) / noise).argmax(dim=-1)
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return substitutes(logits, right, never=(PAD,), noise=noise)
 
 
 def _accuracies(

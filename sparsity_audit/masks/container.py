@@ -25,7 +25,7 @@ from sparsity_audit.masks.metadata import (
 from sparsity_audit.masks.shards import MASK_NAMING, MAX_SHARD_BYTES, ShardWriter, StoredTensor
 from sparsity_audit.types import DType
 
-__all__ = ["MaskWriter"]
+__all__ = ["MaskWriter", "shifted_bits"]
 
 
 class MaskWriter:
@@ -82,12 +82,12 @@ class MaskWriter:
         Bits that are 0 leave what is there, so that neighbours which share a byte may come in any order.
         """
         assert len(self._tensors[name].shape) <= 1, name
-        if num_entries == 0:
-            return
-        shift = first_entry % 8
-        selected = np.unpackbits(np.ascontiguousarray(bits).reshape(-1), count=num_entries, bitorder="little")
-        shifted = np.packbits(np.concatenate([np.zeros(shift, dtype=np.uint8), selected]), bitorder="little")
-        self._shards.merge(name, first_entry // 8, shifted.tobytes())
+        if num_entries:
+            self._shards.merge(name, first_entry // 8, shifted_bits(bits, num_entries, first_entry % 8))
+
+    def merge_bits(self, name: str, byte_offset: int, data: bytes | memoryview) -> None:
+        """Set the bits of packed bytes at `byte_offset`, keeping those that are set. Raises OutputError."""
+        self._shards.merge(name, byte_offset, bytes(data))
 
     def finish(self, fingerprints: Mapping[str, Fingerprints] | None = None) -> None:
         """Write the fingerprints, flush, and give the files their names; the index comes last.
@@ -121,6 +121,14 @@ class MaskWriter:
     def _render(self, names: Sequence[str], fingerprints: Mapping[str, Fingerprints]) -> dict[str, str]:
         held = [replace(self._tensors[name], fingerprints=fingerprints[name]) for name in names]
         return render_metadata(self._metadata, held, encoding="packed")
+
+
+def shifted_bits(bits: np.ndarray, num_entries: int, shift: int) -> bytes:
+    """Packed bits behind `shift` zero bits, as bytes."""
+    selected = np.unpackbits(np.ascontiguousarray(bits).reshape(-1), count=num_entries, bitorder="little")
+    return np.packbits(
+        np.concatenate([np.zeros(shift, dtype=np.uint8), selected]), bitorder="little"
+    ).tobytes()
 
 
 def _as_bytes(data: bytes | memoryview | np.ndarray) -> memoryview:

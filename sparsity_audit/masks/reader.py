@@ -347,6 +347,10 @@ class MaskReader:
         for block in blocks_of(self.tensors[name].shape, max_bytes=max_bytes):
             yield block, self.read_block(name, block)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the files are opened again."""
+        return MaskReader, (self.catalogue,)
+
     def close(self) -> None:
         """Close the files."""
         while self._files:

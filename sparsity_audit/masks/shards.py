@@ -181,8 +181,8 @@ class ShardWriter:
         assert 0 <= offset <= size - len(data), (name, offset, len(data), size)
         with self._merge_lock:
             there = os.pread(self._descriptors[number], len(data), start + offset)
-            merged = bytes(a | b for a, b in zip(there, data, strict=True))
-            self._pwrite(number, memoryview(merged), start + offset)
+            merged = int.from_bytes(there, "little") | int.from_bytes(data, "little")
+            self._pwrite(number, memoryview(merged.to_bytes(len(data), "little")), start + offset)
 
     def finish(self, metadata_of: MetadataOf) -> None:
         """Patch the headers, flush, rename, write the index. Raises OutputError; then call `abort`."""

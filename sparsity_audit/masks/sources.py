@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.safetensors_io import MAX_HEADER_BYTES
-from sparsity_audit.checkpoint.store import Catalogue, LocalFile
+from sparsity_audit.checkpoint.store import ByteSource, Catalogue
 from sparsity_audit.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -106,19 +106,24 @@ class _FileSource:
         self.encoding: Encoding = catalogue.encoding
         self.metadata = catalogue.metadata
         self.tensors = catalogue.tensors
+        self._catalogue = catalogue
         self._files, self._specs = catalogue.files, catalogue.specs
-        self._open: dict[int, LocalFile] = {}
+        self._open: dict[int, ByteSource] = {}
 
     def _read(self, name: str, first: int, count: int) -> np.ndarray:
         """`count` stored entries from `first` on, in the stored dtype."""
         spec = self._specs[name]
         if spec.file not in self._open:
-            self._open[spec.file] = LocalFile(self._files[spec.file])
+            self._open[spec.file] = self._files[spec.file].open()
         values = np.empty(count, dtype=f"<{'i' if spec.dtype.kind == 'int' else 'u'}{spec.dtype.itemsize}")
         if count:
             read_entries(self._open[spec.file], spec, first, values.view(np.uint8).data)
             self._files[spec.file].verify_unchanged()
         return values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the files are opened again."""
+        return type(self), (self._catalogue,)
 
     def _subject(self, name: str) -> str:
         return f"{self._files[self._specs[name].file].path}: tensor {name!r}"

@@ -7,7 +7,7 @@ is not padding, but for rounding; positions count tokens, not padding. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ class LanguageModel(Protocol):
         """Where its inputs must be."""
         ...
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """What holds its weights; writing into them changes what it computes."""
+        ...
+
     def new_cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""
         ...
@@ -104,4 +109,8 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32[..., vocab] of the token after each position, from hidden states [..., hidden]."""
+        ...
+
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """`logits`, holding nothing of the model but its head: the rest can be let go."""
         ...

@@ -15,14 +15,14 @@ from sparsity_audit.masks.bitmask import Block, blocks_of
 from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.sampling import OUTSIDE
 from sparsity_audit.passes.base_strata import MagnitudeGrouping, StrataGrouping
-from sparsity_audit.passes.execute import in_threads
+from sparsity_audit.passes.engine import Workers, map_units
 from sparsity_audit.stats.rooms import NUM_ROOM_KEYS, Rooms, room_keys, rooms_of_keys
 
 __all__ = ["count_magnitudes", "count_rooms"]
 
 
 def count_rooms(
-    tensors: Sequence[MaskTensor], grouping: StrataGrouping, *, workers: int = 1
+    tensors: Sequence[MaskTensor], grouping: StrataGrouping, *, workers: Workers = 1
 ) -> Mapping[str, Rooms]:
     """Rooms of each tensor of a base that is wider than bf16, in the bf16 cells it rounds to."""
 
@@ -38,7 +38,7 @@ def count_rooms(
 
 
 def count_magnitudes(
-    tensors: Sequence[MaskTensor], grouping: MagnitudeGrouping, *, workers: int = 1
+    tensors: Sequence[MaskTensor], grouping: MagnitudeGrouping, *, workers: Workers = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct |w| of 16-bit tensors together, float64 ascending, and how often each occurs, int64."""
     totals: dict[float, int] = {}
@@ -63,7 +63,7 @@ def _count(
     numbers: Callable[[MaskTensor, Block], np.ndarray],
     size: int,
     *,
-    workers: int,
+    workers: Workers,
 ) -> dict[str, np.ndarray]:
     def work(tensor: MaskTensor) -> np.ndarray:
         total = np.zeros(size, dtype=np.int64)
@@ -71,5 +71,5 @@ def _count(
             total += np.bincount(numbers(tensor, block), minlength=size)
         return total
 
-    found = {tensor.name: total for tensor, total in in_threads(work, tensors, workers=workers)}
+    found = {tensor.name: total for tensor, total in map_units(work, tensors, workers=workers)}
     return {tensor.name: found[tensor.name] for tensor in tensors}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,14 @@ class StrataGrouping(UniformGrouping):
 
     def _groups_into(self, codes: np.ndarray, dtype: DType, groups: np.ndarray) -> None:
         self._fill_strata(codes, dtype, groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the memory of this process's threads; the base was verified here."""
+        return {name: value for name, value in self.__dict__.items() if name != "_scratch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._scratch = threading.local()
 
     def close(self) -> None:
         """Close the base's files."""

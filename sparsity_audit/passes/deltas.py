@@ -16,7 +16,8 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
 from sparsity_audit.passes.aligned import AlignedTensor, align_runs
-from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
+from sparsity_audit.passes.engine import Workers, map_units
+from sparsity_audit.passes.execute import OpenFiles, read_part
 from sparsity_audit.passes.plan import WorkUnit, blocks_of
 from sparsity_audit.stats.agreement import DeltaSums
 from sparsity_audit.types import Criterion, View
@@ -46,7 +47,7 @@ def sum_deltas(
     *,
     maps: Sequence[tuple[str, str]],
     view: View,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> DeltaPass:
     """Sums over every entry that all runs compare, and over the intersections of their masks.
 
@@ -79,7 +80,7 @@ def sum_deltas(
                 readers = [inner.enter_context(MaskReader(mask)) for mask in masks]
                 return _of_unit(unit, aligned.tensors[unit.pair], of_base, of_runs, readers, view)
 
-        blocks = {unit.key: found for unit, found in in_threads(work, aligned.units, workers=workers)}
+        blocks = {unit.key: found for unit, found in map_units(work, aligned.units, workers=workers)}
     for catalogue in (base, *runs):
         catalogue.verify_unchanged()
     ordered = [block for unit in aligned.units for block in blocks[unit.key]]

@@ -22,7 +22,8 @@ from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.compare.device_codes import block_codes
 from sparsity_audit.compare.device_kernel import DeviceKernel
 from sparsity_audit.compare.device_pair import DeviceUnitComparer
-from sparsity_audit.passes.execute import BitSink, OpenFiles
+from sparsity_audit.passes.engine import BitSink
+from sparsity_audit.passes.execute import OpenFiles
 from sparsity_audit.passes.plan import Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.stats.tally import Tally
 
@@ -170,7 +171,7 @@ def stream_units(
     slots: int = NUM_SLOTS,
     slot_bytes: int = SLOT_BYTES,
 ) -> Generator[tuple[WorkUnit, Tally], None, None]:
-    """Compare work units on the kernel's device; results in order, what `execute.in_threads` gives.
+    """Compare work units on the kernel's device; results in order, what `engine.map_units` gives.
 
     Raises:
         ChangedInputError: A file changed during the run.

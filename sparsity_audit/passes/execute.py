@@ -10,20 +10,20 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
-from sparsity_audit.align.records import Pair, TensorSlice
+from sparsity_audit.align.records import TensorSlice
 from sparsity_audit.checkpoint.reading import read_entries
-from sparsity_audit.checkpoint.store import Catalogue, LocalFile
+from sparsity_audit.checkpoint.store import ByteSource, Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.compare.pair import UnitComparer
 from sparsity_audit.compare.scaled import Descaler, ScaledUnitComparer
+from sparsity_audit.passes.engine import BitSink, Workers, map_bits
 from sparsity_audit.passes.journal import Journal
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.seams import reached
@@ -33,23 +33,15 @@ __all__ = [
     "BitSink",
     "OpenFiles",
     "descaler",
-    "in_threads",
+    "merge_tallies",
     "read_blocks",
     "read_part",
     "read_values",
     "run_plan",
 ]
 
-_Result = TypeVar("_Result")
-_Unit = TypeVar("_Unit")
-
-
-class BitSink(Protocol):
-    """Where mask bits go; safe to call from several threads for different places."""
-
-    def write(self, pair: Pair, *, first_row: int, first_col: int, bits: np.ndarray) -> None:
-        """Take the packed bits of rows (or a part of one row) of a pair."""
-        ...
+_DEVICE_RUN = 16
+"""Units that one task of an engine streams through its device: enough to hide start and end of the stream."""
 
 
 class OpenFiles:
@@ -57,26 +49,34 @@ class OpenFiles:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._files: dict[int, LocalFile] = {}
+        self._files: dict[int, ByteSource] = {}
         self._lock = threading.Lock()
 
-    def __getitem__(self, number: int) -> LocalFile:
+    def __getitem__(self, number: int) -> ByteSource:
         with self._lock:
             if number not in self._files:
-                self._files[number] = LocalFile(self._catalogue.files[number])
+                self._files[number] = self._catalogue.files[number].open()
             return self._files[number]
 
     def close(self) -> None:
         """Close all of them."""
-        for file in self._files.values():
-            file.close()
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process they are opened again."""
+        return OpenFiles, (self._catalogue,)
+
+    def __del__(self) -> None:
+        """A copy in a worker process has nobody who closes it."""
+        self.close()
 
 
 def run_plan(
     plan: Plan,
     *,
     kernel: Kernel,
-    workers: int = 1,
+    workers: Workers = 1,
     journal: Journal | None = None,
     bits: BitSink | None = None,
     on_unit: Callable[[WorkUnit], None] | None = None,
@@ -86,7 +86,7 @@ def run_plan(
     Args:
         plan: What to do.
         kernel: The kernel all workers use.
-        workers: Threads; kernels release the interpreter lock.
+        workers: Threads (kernels release the interpreter lock), or an engine.
         journal: Where finished units are recorded, and found again.
         bits: Where mask bits go.
         on_unit: Called in the main thread for each unit done, journaled ones included.
@@ -124,6 +124,14 @@ def run_plan(
     return tuple(merged.tallies)
 
 
+def merge_tallies(plan: Plan, found: Iterable[tuple[WorkUnit, Tally]]) -> tuple[Tally, ...]:
+    """One tally a pair, in plan order, from those of its units in any order."""
+    merged = _Merged(plan)
+    for unit, tally in found:
+        merged.add(unit, tally)
+    return tuple(merged.tallies)
+
+
 class _Merged:
     """The pairs' tallies while units come in; a complete one is kept in little memory."""
 
@@ -145,14 +153,17 @@ def _results(
     tuned: OpenFiles,
     kernel: Kernel,
     bits: BitSink | None,
-    workers: int,
+    workers: Workers,
 ) -> Generator[tuple[WorkUnit, Tally], None, None]:
     if kernel.name != "device":
-        yield from in_threads(
-            lambda unit: _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits),
-            units,
-            workers=workers,
-        )
+
+        def compare(unit: WorkUnit, bits: BitSink | None) -> Tally:
+            return _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits)
+
+        yield from map_bits(compare, units, workers=workers, bits=bits)
+        return
+    if not isinstance(workers, int):
+        yield from _on_devices(plan, units, base=base, tuned=tuned, kernel=kernel, bits=bits, workers=workers)
         return
     from sparsity_audit.compare.device_kernel import DeviceKernel
     from sparsity_audit.passes.device_stream import stream_units
@@ -166,29 +177,24 @@ def _results(
         yield from _results(plan, scaled, base=base, tuned=tuned, kernel=host, bits=bits, workers=workers)
 
 
-def in_threads(
-    work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, workers: int
-) -> Generator[tuple[_Unit, _Result], None, None]:
-    """Results as they finish; at most two units a worker are queued, so that an error stops soon."""
-    if workers == 1:
-        for unit in units:
-            yield unit, work(unit)
-        return
-    queue = iter(units)
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="compare") as pool:
-        running: dict[Future[_Result], _Unit] = {}
-        try:
-            while True:
-                while len(running) < 2 * workers and (unit := next(queue, None)) is not None:
-                    running[pool.submit(work, unit)] = unit
-                if not running:
-                    return
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield running.pop(future), future.result()
-        finally:
-            for future in running:
-                future.cancel()
+def _on_devices(
+    plan: Plan,
+    units: list[WorkUnit],
+    *,
+    base: OpenFiles,
+    tuned: OpenFiles,
+    kernel: Kernel,
+    bits: BitSink | None,
+    workers: Workers,
+) -> Generator[tuple[WorkUnit, Tally], None, None]:
+    """Runs of units, each streamed through the device of the process that gets it."""
+
+    def stream(run: tuple[WorkUnit, ...], bits: BitSink | None) -> list[tuple[WorkUnit, Tally]]:
+        return list(_results(plan, list(run), base=base, tuned=tuned, kernel=kernel, bits=bits, workers=1))
+
+    runs = [tuple(units[i : i + _DEVICE_RUN]) for i in range(0, len(units), _DEVICE_RUN)]
+    for _, found in map_bits(stream, runs, workers=workers, bits=bits):
+        yield from found
 
 
 _buffers = threading.local()

@@ -16,14 +16,16 @@ import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sparsity_audit.errors import OutputError
 from sparsity_audit.stats.tally import Tally
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "read_identity"]
 
 _VERSION = 1
 _SYNC_EVERY_S = 5.0
+_MAX_IDENTITY_BYTES = 1 << 20
 
 
 class Journal:
@@ -32,15 +34,19 @@ class Journal:
     Args:
         path: The journal file; created when it is not there.
         plan_key: The plan it belongs to.
+        facts: What else must be the same for a run to go on with it; plain JSON.
         restart: Drop what another run left in it, whatever its plan.
 
     Raises:
         OutputError: The file belongs to another plan or to a run that goes on, or cannot be written.
     """
 
-    def __init__(self, path: Path, *, plan_key: str, restart: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, plan_key: str, facts: Mapping[str, Any] | None = None, restart: bool = False
+    ) -> None:
         self.path = path
         self._identity = {"version": _VERSION, "tool": version("sparsity-audit"), "plan": plan_key}
+        self._identity |= facts or {}
         self._done: dict[str, Tally] = {}
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -86,6 +92,13 @@ class Journal:
         except OSError as error:
             raise OutputError(str(self.path), error.strerror or "cannot be written") from error
 
+    def sync(self) -> None:
+        """Put all units on the disk. Raises OutputError."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise OutputError(str(self.path), error.strerror or "cannot be written") from error
+
     def close(self) -> None:
         """Close the file, which ends the lock; the file stays for the next run."""
         os.close(self._fd)
@@ -115,6 +128,18 @@ class Journal:
                     self._done[record["unit"]] = Tally.from_json(record["tally"])
                 end += len(line)
         return end
+
+
+def read_identity(path: Path) -> Mapping[str, Any]:
+    """The first line of a journal: version, tool, plan and facts. Raises OutputError."""
+    try:
+        with path.open("rb") as lines:
+            record = _parse(lines.readline(_MAX_IDENTITY_BYTES))
+    except OSError as error:
+        raise OutputError(str(path), error.strerror or "cannot be read") from error
+    if record is None or not {"version", "tool", "plan"} <= record.keys():
+        raise OutputError(str(path), "is no journal, or its first line is damaged")
+    return record
 
 
 def _lock(fd: int, path: Path) -> None:

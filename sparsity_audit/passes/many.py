@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
 from sparsity_audit.masks.sampling import OUTSIDE, Grouping
 from sparsity_audit.passes.base_strata import StrataGrouping
-from sparsity_audit.passes.execute import in_threads
+from sparsity_audit.passes.engine import Workers, map_units
 from sparsity_audit.stats.overlap import StratumTable
 
 __all__ = ["count_overlaps"]
@@ -47,7 +47,7 @@ def count_overlaps(
     grouping: Grouping | None = None,
     core_of: Sequence[int] | None = None,
     block_bytes: int | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     kernel: Literal["auto", "numpy", "numba"] = "auto",
     on_entries: Callable[[int], None] | None = None,
 ) -> tuple[StratumTable, ...]:
@@ -79,7 +79,7 @@ def count_overlaps(
     tables: dict[str, StratumTable] = {}
     crew = _Crew(masks, grouping, new_counter, block_bytes)
     units = _units(tensors.values(), block_bytes)
-    with closing(crew), closing(in_threads(crew.count, units, workers=workers)) as counted:
+    with closing(crew), closing(map_units(crew.count, units, workers=workers)) as counted:
         for unit, table in counted:
             name = unit.tensor.name
             tables[name] = tables[name].merge(table) if name in tables else table
@@ -135,14 +135,14 @@ class _Crew:
         new_counter: _NewCounter,
         block_bytes: int,
     ) -> None:
-        self._new_worker = lambda: _Worker(masks, grouping, new_counter, block_bytes)
+        self._parts = masks, grouping, new_counter, block_bytes
         self._mine = threading.local()
         self._all: list[_Worker] = []
 
     def count(self, unit: _Unit) -> StratumTable:
         """Counts of a unit, by this thread's worker."""
         if not hasattr(self._mine, "worker"):
-            self._mine.worker = self._new_worker()
+            self._mine.worker = _Worker(*self._parts)
             self._all.append(self._mine.worker)
         return self._mine.worker.count(unit)
 
@@ -150,6 +150,10 @@ class _Crew:
         """Close all files."""
         for worker in self._all:
             worker.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process its workers are made anew."""
+        return _Crew, self._parts
 
 
 class _Worker:

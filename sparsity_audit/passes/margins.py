@@ -16,12 +16,13 @@ import numpy as np
 
 from sparsity_audit.align.records import TensorSlice
 from sparsity_audit.checkpoint.reading import read_entries
-from sparsity_audit.checkpoint.store import LocalFile
+from sparsity_audit.checkpoint.store import ByteSource
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
 from sparsity_audit.compare.pair import PairSpec
-from sparsity_audit.passes.execute import OpenFiles, descaler, in_threads
+from sparsity_audit.passes.engine import Workers, map_units
+from sparsity_audit.passes.execute import OpenFiles, descaler
 from sparsity_audit.passes.plan import Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.stats.stripes import MagnitudeNull, MatrixNull, StratumRate, line_score, stratum_rates
 from sparsity_audit.stats.tally import Tally
@@ -46,7 +47,7 @@ def magnitude_nulls(
     tallies: tuple[Tally, ...],
     *,
     view: View,
-    workers: int = 1,
+    workers: Workers = 1,
     on_bytes: Callable[[int], None] | None = None,
 ) -> tuple[MatrixNull | None, ...]:
     """The magnitude null of each pair's rows and columns; None where it has none.
@@ -78,7 +79,7 @@ def magnitude_nulls(
             units.append(WorkUnit(pair=number, rows=(0, rows), cols=(0, cols), total_cols=cols))
     files = OpenFiles(plan.base)
     try:
-        results = in_threads(
+        results = map_units(
             lambda unit: _count(plan, unit, rates[unit.pair], files=files, view=view), units, workers=workers
         )
         for unit, null in results:
@@ -133,7 +134,7 @@ def _count(plan: Plan, unit: WorkUnit, rates: _Rates, *, files: OpenFiles, view:
     return MatrixNull(rows=by_row.result(), cols=by_col.result())
 
 
-def _read(part: TensorSlice, file: LocalFile, block: Block, cols: int) -> np.ndarray:
+def _read(part: TensorSlice, file: ByteSource, block: Block, cols: int) -> np.ndarray:
     source, start = part.source
     codes = np.empty((block.num_rows, block.num_cols), dtype=CODE_DTYPE[source.dtype.itemsize])
     first = start + block.row * cols + block.col

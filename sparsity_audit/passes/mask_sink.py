@@ -10,27 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
 from sparsity_audit.align.records import Alignment, Pair, TensorSlice
 from sparsity_audit.checkpoint.store import Catalogue
-from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.metadata import Fingerprints, MaskMetadata, MaskTensor, SourceReference
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, TensorSpec, View
 
-__all__ = ["MaskSink", "mask_fingerprints", "mask_metadata", "mask_tensors"]
+__all__ = ["MaskSink", "PackedWriter", "mask_fingerprints", "mask_metadata", "mask_tensors"]
+
+
+class PackedWriter(Protocol):
+    """What holds packed bits in base coordinates: a mask that is made, or a share's part of it."""
+
+    def write_bits(self, name: str, byte_offset: int, data: np.ndarray) -> None:
+        """Write packed bytes at `byte_offset` of a tensor."""
+        ...
+
+    def write_entries(self, name: str, first_entry: int, bits: np.ndarray, num_entries: int) -> None:
+        """Set packed bits of a 1-D tensor, whose first need not start a byte."""
+        ...
 
 
 class MaskSink:
-    """The `BitSink` over a `MaskWriter`; as thread-safe as the writer.
+    """The `BitSink` over a writer of packed bits; as thread-safe as the writer.
 
     Args:
-        writer: The open writer of the mask that `mask_tensors` describes.
+        writer: The open writer of the mask that `mask_tensors` describes, or of a part of it.
     """
 
-    def __init__(self, writer: MaskWriter) -> None:
+    def __init__(self, writer: PackedWriter) -> None:
         self._writer = writer
 
     def write(self, pair: Pair, *, first_row: int, first_col: int, bits: np.ndarray) -> None:

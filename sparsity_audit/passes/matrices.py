@@ -17,7 +17,7 @@ from sparsity_audit.masks.bitmask import blocks_of, compared_bits, count_columns
 from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
 from sparsity_audit.masks.sampling import Grouping
-from sparsity_audit.passes.execute import in_threads
+from sparsity_audit.passes.engine import Workers, map_units
 from sparsity_audit.stats.chance import Expectation
 from sparsity_audit.stats.matrix_nulls import Margins, MatrixNulls
 from sparsity_audit.stats.overlap import ROW_COLUMN_MAGNITUDE, StratumTable
@@ -46,7 +46,7 @@ def matrix_expectations(
     nulls: Sequence[str],
     pairs: Sequence[tuple[int, int]],
     grouping: Grouping | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> MatrixExpectations:
     """Fit each run of each tensor once and hold every pair against it.
 
@@ -72,7 +72,7 @@ def matrix_expectations(
             found = MatrixNulls(table, read_margins(tensors[table.tensor], readers, strata))
         return {pair: {null: found.expectation(null, *pair) for null in nulls} for pair in pairs}
 
-    for table, found in in_threads(fit, tables, workers=workers):
+    for table, found in map_units(fit, tables, workers=workers):
         of_tensor[table.tensor] = found
     unfitted = {
         null: tuple(

@@ -19,12 +19,24 @@ from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.types import Criterion
 
-__all__ = ["BLOCK_BYTES", "Block", "Plan", "WorkUnit", "blocks_of", "default_criteria", "make_plan"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Block",
+    "Plan",
+    "WorkUnit",
+    "blocks_of",
+    "default_criteria",
+    "expected_core_seconds",
+    "make_plan",
+]
 
 BLOCK_BYTES = 1 << 20
 """Bytes of one block on one side: both sides and the masks stay in the second-level cache."""
 
 _ALIGNMENT = 64
+
+_CORE_BYTES_S = {"full": 2.0e9, "counts": 4.0e9, "scaled": 0.03e9}
+"""Bytes of both sides that one core compares in a second, rounded down from what benchmarks measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +104,13 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Bytes that will be read, both sides."""
-        return sum(
-            pair.base.num_entries * (spec.base.itemsize + spec.tuned.itemsize)
-            for pair, spec in zip(self.pairs, self.specs, strict=True)
-        )
+        itemsizes = [spec.base.itemsize + spec.tuned.itemsize for spec in self.specs]
+        return sum(unit.num_entries * itemsizes[unit.pair] for unit in self.units)
 
     @property
     def num_entries(self) -> int:
         """Entries that will be compared."""
-        return sum(pair.base.num_entries for pair in self.pairs)
+        return sum(unit.num_entries for unit in self.units)
 
 
 def make_plan(
@@ -121,12 +131,20 @@ def make_plan(
         unit_bytes: Aim for at most so many bytes a side and unit.
     """
     specs = tuple(
-        replace(spec, scaled=pair.is_scaled) for pair, spec in zip(alignment.pairs, specs, strict=True)
+        spec if spec.scaled == pair.is_scaled else replace(spec, scaled=pair.is_scaled)
+        for pair, spec in zip(alignment.pairs, specs, strict=True)
     )
     units: list[WorkUnit] = []
+    # Ninety thousand tensors have some twenty shapes: their units share what does not name the tensor.
+    cuts: dict[tuple[tuple[int, int], int], tuple[_Piece, ...]] = {}
     for number, (pair, spec) in enumerate(zip(alignment.pairs, specs, strict=True)):
-        itemsize = max(spec.base.itemsize, spec.tuned.itemsize)
-        units.extend(_cut(number, pair.base.rows_cols, max_entries=max(unit_bytes // itemsize, 1)))
+        shape, itemsize = pair.base.rows_cols, max(spec.base.itemsize, spec.tuned.itemsize)
+        if (shape, itemsize) not in cuts:
+            cuts[shape, itemsize] = tuple(_cut(shape, max_entries=max(unit_bytes // itemsize, 1)))
+        units.extend(
+            WorkUnit(pair=number, rows=rows, cols=cols, total_cols=shape[1])
+            for rows, cols in cuts[shape, itemsize]
+        )
     return Plan(
         base=base,
         tuned=tuned,
@@ -137,23 +155,26 @@ def make_plan(
     )
 
 
-def _cut(number: int, shape: tuple[int, int], *, max_entries: int) -> Iterator[WorkUnit]:
+_Piece = tuple[tuple[int, int], tuple[int, int]]
+"""Rows and columns of a unit, half-open."""
+
+
+def _cut(shape: tuple[int, int], *, max_entries: int) -> Iterator[_Piece]:
     rows, cols = shape
     if rows * cols == 0:
-        yield WorkUnit(pair=number, rows=(0, rows), cols=(0, cols), total_cols=cols)
+        yield (0, rows), (0, cols)
         return
     if cols > max_entries and (rows == 1 or cols % _ALIGNMENT == 0):
         step = max(max_entries // _ALIGNMENT, 1) * _ALIGNMENT
         for row in range(rows):
             for col in range(0, cols, step):
-                piece = (col, min(col + step, cols))
-                yield WorkUnit(pair=number, rows=(row, row + 1), cols=piece, total_cols=cols)
+                yield (row, row + 1), (col, min(col + step, cols))
         return
     group = _ALIGNMENT // gcd(_ALIGNMENT, cols)
     step = max(max_entries // cols // group, 1) * group
+    whole = (0, cols)
     for row in range(0, rows, step):
-        piece = (row, min(row + step, rows))
-        yield WorkUnit(pair=number, rows=piece, cols=(0, cols), total_cols=cols)
+        yield (row, min(row + step, rows)), whole
 
 
 def blocks_of(unit: WorkUnit, *, itemsize: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -172,14 +193,32 @@ def blocks_of(unit: WorkUnit, *, itemsize: int, block_bytes: int = BLOCK_BYTES) 
         yield Block(row=row, num_rows=min(step, row_stop - row), col=col_start, num_cols=width)
 
 
+def expected_core_seconds(plan: Plan) -> float:
+    """Seconds that one core compares for, at stated rates; docs/design/cluster.md says whence they are."""
+    seconds = 0.0
+    for unit in plan.units:
+        spec = plan.specs[unit.pair]
+        kind = "scaled" if spec.scaled else spec.level
+        seconds += unit.num_entries * (spec.base.itemsize + spec.tuned.itemsize) / _CORE_BYTES_S[kind]
+    return seconds
+
+
 def _plan_key(
     base: Catalogue, tuned: Catalogue, alignment: Alignment, specs: tuple[PairSpec, ...], unit_bytes: int
 ) -> str:
     def side(catalogue: Catalogue) -> list[Any]:
-        return [catalogue.resolved, [[f.name, f.num_bytes, f.mtime_ns] for f in catalogue.files]]
+        # A commit pins what its files hold; when they were downloaded differs from machine to machine.
+        is_pinned = catalogue.resolved.startswith("hf://")
+        files = [[f.name, f.num_bytes, 0 if is_pinned else f.mtime_ns] for f in catalogue.files]
+        return [catalogue.resolved, files]
 
-    questions = [
-        [
+    # Fed piece by piece: as one text the key of ninety thousand pairs takes more memory than the plan.
+    digest = hashlib.sha256(json.dumps([side(base), side(tuned), unit_bytes]).encode())
+    asked: dict[tuple[Criterion, ...], list[str]] = {}
+    for pair, spec in zip(alignment.pairs, specs, strict=True):
+        if spec.criteria not in asked:
+            asked[spec.criteria] = [c.key for c in spec.criteria]
+        question = [
             pair.name,
             [
                 [s.spec.name, s.spec.file, s.spec.extent.start, s.start_entry, s.shape, s.num_runs, s.step]
@@ -187,12 +226,10 @@ def _plan_key(
                 for s in (pair.base, pair.tuned)
             ],
             [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink],
-            [c.key for c in spec.criteria],
+            asked[spec.criteria],
         ]
-        for pair, spec in zip(alignment.pairs, specs, strict=True)
-    ]
-    text = json.dumps([side(base), side(tuned), questions, unit_bytes])
-    return hashlib.sha256(text.encode()).hexdigest()
+        digest.update(json.dumps(question).encode())
+    return digest.hexdigest()
 
 
 def default_criteria(extra: tuple[Criterion, ...] = (), *, level: Level = "full") -> tuple[Criterion, ...]:

@@ -23,7 +23,8 @@ from sparsity_audit.compare.convert import widen
 from sparsity_audit.errors import UnsupportedFormatError, UsageError
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.masks.shards import ShardWriter, StoredTensor
-from sparsity_audit.passes.execute import OpenFiles, in_threads, read_blocks
+from sparsity_audit.passes.engine import Workers, map_units
+from sparsity_audit.passes.execute import OpenFiles, read_blocks
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit
 from sparsity_audit.passes.prune_masks import KeepMask
@@ -142,7 +143,7 @@ def write_pruned(
     *,
     like: Side,
     view: View,
-    workers: int,
+    workers: Workers,
 ) -> tuple[PairCounts, ...]:
     """Write the tensors of all checkpoints; counts of each pair, in plan order. The writers stay open.
 
@@ -162,10 +163,10 @@ def write_pruned(
     found: dict[str, list[PairCounts]] = {}
     task = _Task(plan, outlets, {t.name: t.dtype for t in stored}, like, view, base, tuned)
     try:
-        with closing(in_threads(task.copy, task.unmatched(), workers=workers)) as copies:
+        with closing(map_units(task.copy, task.unmatched(), workers=workers)) as copies:
             for _ in copies:
                 pass
-        with closing(in_threads(task.write, plan.units, workers=workers)) as results:
+        with closing(map_units(task.write, plan.units, workers=workers)) as results:
             for unit, counts in results:
                 reached("unit pruned")
                 found[unit.key] = counts

@@ -22,7 +22,8 @@ from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
 from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
-from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
+from sparsity_audit.passes.engine import Workers, map_units
+from sparsity_audit.passes.execute import OpenFiles, read_part
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
 from sparsity_audit.passes.plan import Block, WorkUnit, blocks_of
 from sparsity_audit.stats.recovery import CRITERIA, RecoverySums
@@ -155,7 +156,7 @@ def measure_recovery(
     own_masks: Sequence[MaskChoice],
     view: View,
     kernel: Kernel,
-    workers: int,
+    workers: Workers,
 ) -> RecoveryPass:
     """Compare the runs, and the base, with the full run.
 
@@ -181,7 +182,7 @@ def measure_recovery(
             stack.callback(files[-1].close)
         task = _Task(aligned, files, mask, tuple(own_masks), view, kernel)
         units = aligned.units
-        found = {unit.key: result for unit, result in in_threads(task.run, units, workers=workers)}
+        found = {unit.key: result for unit, result in map_units(task.run, units, workers=workers)}
     for catalogue in (base, full, *runs):
         catalogue.verify_unchanged()
     numbers = range(1 + len(runs))

@@ -20,7 +20,8 @@ from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.masks.bitmask import popcount
 from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
-from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
+from sparsity_audit.passes.engine import Workers, map_units
+from sparsity_audit.passes.execute import OpenFiles, read_part
 from sparsity_audit.passes.plan import WorkUnit, blocks_of, default_criteria
 from sparsity_audit.stats.trajectory import TrajectoryCounts
 from sparsity_audit.types import Criterion, View
@@ -53,7 +54,7 @@ def count_series(
     lags: Sequence[int],
     maps: Sequence[tuple[str, str]] = (),
     unit_bytes: int = _UNIT_BYTES,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> SeriesPass:
     """Count every entry that all steps compare.
 
@@ -108,10 +109,10 @@ def _merged(
     num_steps: int,
     lags: Sequence[int],
     *,
-    workers: int,
+    workers: Workers,
 ) -> dict[str, TrajectoryCounts]:
     counts = {tensor.name: _nothing(tensor, num_steps, lags) for tensor in aligned.tensors}
-    for unit, found in in_threads(work, aligned.units, workers=workers):
+    for unit, found in map_units(work, aligned.units, workers=workers):
         name = aligned.tensors[unit.pair].name
         counts[name] = counts[name].merge(found)
     return counts

@@ -22,7 +22,8 @@ import numpy as np
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.compare.numpy_kernel import integer_distance
 from sparsity_audit.compare.pair import PairSpec
-from sparsity_audit.passes.execute import BitSink, OpenFiles, in_threads, read_values
+from sparsity_audit.passes.engine import BitSink, Workers, map_bits, map_units
+from sparsity_audit.passes.execute import OpenFiles, read_values
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, View
@@ -91,7 +92,7 @@ def select_top(
     criterion: Criterion,
     *,
     view: View,
-    workers: int,
+    workers: Workers,
     bits: BitSink | None,
 ) -> tuple[tuple[TopSelection, ...], tuple[PairSelection, ...]]:
     """Select the largest movements and write their bits.
@@ -122,7 +123,7 @@ def select_all_but_smallest(
     amount: Criterion,
     *,
     view: View,
-    workers: int,
+    workers: Workers,
     bits: BitSink | None,
 ) -> tuple[tuple[TopSelection, ...], tuple[PairSelection, ...]]:
     """Select the entries with Δ ≠ 0 that are not among the smallest of them, and write their bits.
@@ -154,7 +155,7 @@ def _select_groups(
     asked_of: _AskedOf,
     *,
     view: View,
-    workers: int,
+    workers: Workers,
     bits: BitSink | None,
 ) -> tuple[tuple[TopSelection, ...], tuple[PairSelection, ...]]:
     seeds = [_seed(pair.name, tally) for pair, tally in zip(plan.pairs, tallies, strict=True)]
@@ -265,7 +266,7 @@ class _Reader:
         units: list[WorkUnit],
         seeds: list[int],
         view: View,
-        workers: int,
+        workers: Workers,
         base: OpenFiles,
         tuned: OpenFiles,
     ) -> None:
@@ -304,7 +305,7 @@ class _Reader:
     def write(self, cut: _Cut | None, bits: BitSink | None) -> Iterator[tuple[WorkUnit, PairSelection]]:
         """Write mask bits; yields what was selected of each unit."""
 
-        def work(unit: WorkUnit) -> PairSelection:
+        def work(unit: WorkUnit, bits: BitSink | None) -> PairSelection:
             part = PairSelection.empty(unit.rows[1] - unit.rows[0], unit.cols[1] - unit.cols[0])
             for block, base_codes, tuned_codes in self._blocks(unit):
                 codes, hashes = self._keys(unit, block.row, block.col, base_codes, tuned_codes)
@@ -324,7 +325,7 @@ class _Reader:
                     )
             return part
 
-        return in_threads(work, self._units, workers=self._workers)
+        return map_bits(work, self._units, workers=self._workers, bits=bits)
 
     def _map(self, function):
         def work(unit: WorkUnit) -> list:
@@ -335,7 +336,7 @@ class _Reader:
                 found.append(function(codes[eligible], hashes[eligible]))
             return found
 
-        return in_threads(work, self._units, workers=self._workers)
+        return map_units(work, self._units, workers=self._workers)
 
     def _blocks(self, unit: WorkUnit):
         return read_values(self._plan, unit, base=self._base, tuned=self._tuned)

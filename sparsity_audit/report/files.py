@@ -108,6 +108,7 @@ def _run_facts(facts: Mapping[str, Any]) -> bytes:
         "cpus": len(os.sched_getaffinity(0)),
         "workers": facts["workers"],
         "device": facts["device"],
+        **{name: facts[name] for name in ("engine", "shares") if name in facts},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_s": round(time.time() - started, 3),
     }

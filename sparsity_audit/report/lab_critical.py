@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsity_audit.report.lab_track import label_steps, place_of_step
 from sparsity_audit.report.style import COLOURS, FORMATS, INK, MARKERS, PALE, WIDTHS, house_style, to_bytes
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from sparsity_audit.lab.critical import Critical
     from sparsity_audit.lab.estimators import Estimate, Interval
 
-__all__ = ["CRITICAL_FILES", "critical_csv", "draw_critical", "error_bars", "render_critical"]
+__all__ = [
+    "CRITICAL_FILES",
+    "critical_csv",
+    "critical_json_schema",
+    "draw_critical",
+    "error_bars",
+    "render_critical",
+]
 
 CRITICAL_FILES = (
     "critical.json",
@@ -36,6 +43,19 @@ def render_critical(found: Critical) -> dict[str, bytes]:
     files["figures/critical.txt"] = f"{critical_caption(found)}\n".encode()
     record = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     return files | {"critical.json": f"{record}\n".encode()}
+
+
+def critical_json_schema() -> dict[str, Any]:
+    """The JSON Schema of `critical.json`."""
+    from pydantic import TypeAdapter
+
+    from sparsity_audit.lab.critical import CRITICAL_FORMAT, CRITICAL_VERSION, Critical
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{CRITICAL_FORMAT} {CRITICAL_VERSION}",
+        **TypeAdapter(Critical).json_schema(mode="serialization"),
+    }
 
 
 def critical_csv(found: Critical) -> bytes:

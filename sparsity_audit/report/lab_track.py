@@ -25,6 +25,7 @@ __all__ = [
     "place_of_step",
     "render_track",
     "track_csv",
+    "track_json_schema",
 ]
 
 _PANEL_IN = 2.1
@@ -52,6 +53,19 @@ def render_track(track: Track) -> dict[str, bytes]:
             files[f"figures/{name}.txt"] = f"{what}. {_facts(track)}\n".encode()
     record = json.dumps(track.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     return files | {"track.json": f"{record}\n".encode()}
+
+
+def track_json_schema() -> dict[str, Any]:
+    """The JSON Schema of `track.json`."""
+    from pydantic import TypeAdapter
+
+    from sparsity_audit.lab.track import TRACK_FORMAT, TRACK_VERSION, Track
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{TRACK_FORMAT} {TRACK_VERSION}",
+        **TypeAdapter(Track).json_schema(mode="serialization"),
+    }
 
 
 def track_csv(track: Track) -> bytes:

@@ -14,7 +14,7 @@ from sparsity_audit.errors import MissingExtraError
 from sparsity_audit.report.schema import DiffReport
 from sparsity_audit.report.tables import tensor_columns
 
-__all__ = ["tensors_parquet", "verify_parquet"]
+__all__ = ["import_arrow", "tensors_parquet", "verify_parquet"]
 
 _FLOATS = ("l1", "l2", "max_abs", "relative_l2")
 _TEXTS = (
@@ -29,7 +29,7 @@ def tensors_parquet(report: DiffReport) -> bytes:
     Raises:
         MissingExtraError: pyarrow is not installed.
     """
-    arrow, parquet = _import_arrow()
+    arrow, parquet = import_arrow()
     columns = tensor_columns(report)
     arrays = [arrow.array(values, type=_type_of(name, arrow)) for name, values in columns.items()]
     data = io.BytesIO()
@@ -39,7 +39,7 @@ def tensors_parquet(report: DiffReport) -> bytes:
 
 def verify_parquet() -> None:
     """Raises MissingExtraError when pyarrow is not installed: before a long pass, not after it."""
-    _import_arrow()
+    import_arrow()
 
 
 def _type_of(name: str, arrow: Any) -> Any:
@@ -48,7 +48,8 @@ def _type_of(name: str, arrow: Any) -> Any:
     return arrow.float64() if name in _FLOATS else arrow.int64()
 
 
-def _import_arrow() -> tuple[Any, Any]:
+def import_arrow() -> tuple[Any, Any]:
+    """Pyarrow and its Parquet module. Raises MissingExtraError when they are not installed."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -300,6 +300,8 @@ class PlanSummary:
         criteria: Criteria that would be counted.
         leftovers: Leftover and skipped tensors as `side name: reason`.
         findings: What alignment has to say.
+        expected_s: Seconds that comparing takes one core at `rate_bytes_s`; cores and nodes divide it.
+        rate_bytes_s: Bytes of both sides that a core compares in a second; stated, not measured here.
         spectral_cost: What the spectra asked for would take; "" when none were.
     """
 
@@ -313,6 +315,8 @@ class PlanSummary:
     criteria: tuple[str, ...]
     leftovers: tuple[str, ...]
     findings: tuple[str, ...]
+    expected_s: float
+    rate_bytes_s: float
     spectral_cost: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -328,7 +332,7 @@ def describe_checkpoint(catalogue: Catalogue) -> CheckpointRecord:
     return CheckpointRecord(
         reference=catalogue.reference,
         resolved=catalogue.resolved_label,
-        files=tuple(FileRecord(name=f.name, num_bytes=f.num_bytes) for f in catalogue.files),
+        files=tuple(FileRecord(name=f.name, num_bytes=f.num_bytes) for f in catalogue.stored_files),
         num_tensors=len(catalogue.tensors),
         num_entries=catalogue.num_entries,
         num_bytes=catalogue.num_bytes,

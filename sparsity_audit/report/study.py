@@ -7,13 +7,12 @@ did not measure is None or absent, and a claim that needs it is `not measured`, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from sparsity_audit.lab.critical import Critical
-    from sparsity_audit.lab.track import Track
-
+from sparsity_audit.lab.critical import Critical
 from sparsity_audit.lab.estimators import Estimate
+from sparsity_audit.lab.track import Track
+from sparsity_audit.report.study_tokens import TokenFacts
 
 __all__ = [
     "STUDY_FORMAT",
@@ -32,6 +31,7 @@ __all__ = [
     "StudyFacts",
     "StudyReport",
     "Verdict",
+    "study_json_schema",
     "study_to_json",
 ]
 
@@ -246,6 +246,7 @@ class StudyFacts:
     prunings: tuple[PruneFacts, ...]
     tracks: dict[str, Track]
     critical: Critical | None
+    tokens: tuple[TokenFacts, ...] = ()
 
     def run(self, name: str) -> RunFacts | None:
         """The run of that name."""
@@ -314,3 +315,14 @@ def study_to_json(report: StudyReport) -> bytes:
 
     plain: dict[str, Any] = asdict(report)
     return f"{json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)}\n".encode()
+
+
+def study_json_schema() -> dict[str, Any]:
+    """The JSON Schema of `study.json`."""
+    from pydantic import TypeAdapter
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{STUDY_FORMAT} {STUDY_VERSION}",
+        **TypeAdapter(StudyReport).json_schema(mode="serialization"),
+    }

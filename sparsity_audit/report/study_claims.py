@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from sparsity_audit.lab.evaluation import Evaluation
 from sparsity_audit.report.study import Claim, RunFacts, StudyFacts, Verdict
 from sparsity_audit.report.study_claims_weights import weight_claims
+from sparsity_audit.report.study_tokens import tokens_claim
 
 __all__ = ["study_claims"]
 
 
 def study_claims(facts: StudyFacts) -> tuple[Claim, ...]:
     """All claims, those of behaviour first."""
-    return (_learning(facts), _format(facts), _algorithms(facts), _critical(facts), *weight_claims(facts))
+    return (
+        _learning(facts),
+        _format(facts),
+        _algorithms(facts),
+        _critical(facts),
+        tokens_claim(facts),
+        *weight_claims(facts),
+    )
 
 
 def _runs(facts: StudyFacts, role: str, *, base: str = "mix", precision: str = "fp32") -> list[RunFacts]:

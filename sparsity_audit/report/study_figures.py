@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sparsity_audit.report.lab_critical import critical_caption, draw_critical, error_bars
 from sparsity_audit.report.lab_track import draw_share_panel, label_steps, place_of_step
+from sparsity_audit.report.study_tokens import draw_study_tokens
 from sparsity_audit.report.style import COLOURS, INK, MARKERS, PALE, WIDTHS
 from sparsity_audit.stats.overlap import NULL_ORDER
 
@@ -42,6 +43,7 @@ def study_figures(report: StudyReport) -> dict[str, Figure]:
         "learning": _draw_learning,
         "format": _draw_format,
         "critical": _draw_critical,
+        "tokens": draw_study_tokens,
         "sparsity": _draw_sparsity,
         "overlap": _draw_overlap,
         "cosines": _draw_cosines,

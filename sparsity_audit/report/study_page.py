@@ -15,10 +15,10 @@ from sparsity_audit.report.study import StudyReport
 from sparsity_audit.report.study_figures import study_captions, study_figures
 from sparsity_audit.report.style import FORMATS, house_style, to_bytes
 
-__all__ = ["inline_svg", "render_study"]
+__all__ = ["PAGE_POLICY", "inline_svg", "render_study"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'"
+PAGE_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'"
 _HISTORY = {
     "study": "goals come from a prototype with another base, or were set beside it, and did not change. "
     "The fp32 runs were first "
@@ -88,7 +88,7 @@ def _page(report: StudyReport, svgs: dict[str, str], captions: dict[str, str]) -
     page: Any = environment.get_template("study.html.jinja").render(
         report=report,
         facts=report.facts,
-        policy=_POLICY,
+        policy=PAGE_POLICY,
         style=Markup((_TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
         svgs={key: Markup(svg) for key, svg in svgs.items()},  # noqa: S704  (matplotlib escapes its texts)
         captions=captions,

@@ -69,6 +69,12 @@ def print_plan(summary: PlanSummary) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    console.print(
+        f"expected: {summary.expected_s:,.0f} s of one core ({summary.rate_bytes_s / 1e9:.2g} GB/s, where "
+        "storage gives as much); cores and nodes divide it",
+        soft_wrap=True,
+        highlight=False,
+    )
     console.print(f"criteria: {', '.join(summary.criteria)}", highlight=False, soft_wrap=True)
     for side, account in (("base", summary.accounts.base), ("tuned", summary.accounts.tuned)):
         console.print(

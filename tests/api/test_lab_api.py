@@ -13,6 +13,8 @@ from sparsity_audit.errors import CheckpointNotFoundError, UsageError
 from sparsity_audit.lab.pretrain import StepRecord
 from sparsity_audit.lab.recipes import RECIPES
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_a_recipe_can_be_changed_in_steps_target_formats_and_lengths(tmp_path: Path) -> None:
     import json
@@ -115,3 +117,10 @@ def test_an_unknown_name_is_taken_for_a_path_and_the_bases_are_named(tmp_path: P
         sa.lab_pretrain("mixed", tmp_path / "x")
     with pytest.raises(UsageError, match="one of tiny, small, medium"):
         sa.lab_pretrain("mix", tmp_path / "x", size="huge")
+
+
+def test_the_example_base_is_the_base_that_ships() -> None:
+    shipped = ROOT / "sparsity_audit" / "lab" / "bases" / "mix" / "model.safetensors"
+    assert (
+        ROOT / "examples" / "addition" / "base" / "model.safetensors"
+    ).read_bytes() == shipped.read_bytes()

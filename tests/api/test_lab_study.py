@@ -12,13 +12,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 from study_runs import smoke_study
 
 from sparsity_audit import lab_study
 from sparsity_audit.api.study_plan import study_plan
 from sparsity_audit.errors import OutputError, UsageError
-from sparsity_audit.report.study import StudyReport
+from sparsity_audit.report.study import StudyReport, study_json_schema
 from sparsity_audit.report.study_claims import study_claims
 
 pytestmark = pytest.mark.timeout(900)
@@ -124,9 +125,20 @@ def test_verdicts_follow_from_the_numbers(report) -> None:
 def test_the_folder_holds_the_page_the_record_and_every_figure(study) -> None:
     report, folder = study
     stored = json.loads((folder / "study.json").read_bytes())
+    jsonschema.validate(stored, study_json_schema())
     assert (stored["format"], stored["version"], stored["size"]) == ("sparsity-audit/lab-study", 1, "smoke")
     assert {claim["key"]: claim["verdict"] for claim in stored["claims"]} == _verdicts(report)
-    keys = {"learning", "format", "critical", "sparsity", "overlap", "cosines", "largest", "first-step"}
+    keys = {
+        "learning",
+        "format",
+        "critical",
+        "tokens",
+        "sparsity",
+        "overlap",
+        "cosines",
+        "largest",
+        "first-step",
+    }
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert drawn == {f"{key}.{s}" for key in (*keys, "pruning") for s in ("pdf", "svg", "png", "txt")}
     page = (folder / "index.html").read_text()

@@ -7,13 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from sparsity_audit import lab_critical, lab_evaluate, lab_track, lab_train
 from sparsity_audit.errors import CheckpointNotFoundError, CorruptCheckpointError, OutputError, UsageError
 from sparsity_audit.lab.saved_run import read_run
 from sparsity_audit.report.lab_critical import CRITICAL_FILES
-from sparsity_audit.report.lab_track import TRACK_FILES
+from sparsity_audit.report.lab_track import TRACK_FILES, track_json_schema
 
 BASE = Path(__file__).parents[1] / "data" / "addition" / "base-bf16"
 SMALL = {"num_prompts": 12, "num_samples": 2}
@@ -68,6 +69,7 @@ def test_the_table_says_what_the_record_says(tracked) -> None:
         assert float(row["pass_at_2"]) == point.evaluation.pass_at[2].value
         assert sum(float(row[f"share_{name}"]) for name in ("S", "R", "C", "other")) == pytest.approx(1)
     stored = json.loads((folder / "track.json").read_bytes())
+    jsonschema.validate(stored, track_json_schema())
     assert (stored["format"], stored["version"]) == ("sparsity-audit/lab-track", 1)
     assert stored["points"][3]["evaluation"]["accuracy"]["value"] == float(rows[3]["accuracy"])
 

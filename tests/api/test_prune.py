@@ -522,4 +522,4 @@ def test_runs_outside_of_all_parts_are_found() -> None:
     assert passes.uncovered_runs(spec, [part]) == [(0, 3), (9, 15), (21, 30)]
     assert passes.uncovered_runs(spec, [TensorSlice.whole(spec)]) == []
     assert passes.uncovered_runs(spec, []) == [(0, 30)]
-    assert execute.in_threads is passes.in_threads
+    assert execute.OpenFiles is passes.OpenFiles

@@ -461,7 +461,7 @@ def test_every_way_to_name_a_function_is_refused(tmp_path, pickled, name):
 
 def test_a_piece_of_a_distributed_checkpoint_is_refused_with_the_way_out(tmp_path):
     path = archive_of(tmp_path / "rank_0.pt", b"\x80\x02ctorch.distributed.tensor\nDTensor\n)R.")
-    with pytest.raises(UnsupportedFormatError, match="merge the pieces"):
+    with pytest.raises(UnsupportedFormatError, match="pieces of all ranks"):
         open_checkpoint(path)
 
 

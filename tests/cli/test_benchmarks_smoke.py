@@ -95,3 +95,10 @@ def test_the_masked_optimizer_benchmark_counts_state_and_compares_in_one_run(tmp
     assert len(row["ratios_to_the_floor"]) == 4
     assert [bar["limit"] for bar in found["bars"]] == [0.75]
     assert [each["density"] for each in found["crossover"]] == [0.1, 0.3, 0.5, 0.7, 0.9]
+
+
+def test_the_cross_sampling_benchmark_measures_every_rule(tmp_path) -> None:
+    done = run("tokens_cross.py", "--smoke", "--rounds", "1", "--json", tmp_path / "speed.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert set(report["rows"][0]["ratio"]) == {"js > 0.1", "js > 0", "first position"}

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
-from sparsity_audit import lab_critical, lab_study, lab_track, lab_train
+from sparsity_audit import lab_critical, lab_study, lab_study_full, lab_track, lab_train
 from sparsity_audit.cli.lab_measure_commands import critical, study, track
 from sparsity_audit.cli.main import cli
 from sparsity_audit.errors import CheckpointNotFoundError
+from sparsity_audit.report.lab_critical import critical_json_schema
 
 BASE = Path(__file__).parents[1] / "data" / "addition" / "base-bf16"
 
@@ -50,6 +52,7 @@ def test_critical_marks_the_positions_and_follows_the_run(run, tmp_path) -> None
     done = _command(*arguments)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "critical.json").read_bytes())
+    jsonschema.validate(record, critical_json_schema())
     marked = [line for line in done.stdout.splitlines() if line.startswith("  *")]
     assert len(marked) == sum(position["critical"] for position in record["positions"])
     assert "step 2: p(right token)" in done.stdout
@@ -70,15 +73,19 @@ def test_the_help_of_the_study_imports_neither_torch_nor_matplotlib() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [(track, lab_track), (critical, lab_critical), (study, lab_study)]
+    ("command", "function", "of_the_command"),
+    [
+        (track, lab_track, {"as_json"}),
+        (critical, lab_critical, {"as_json"}),
+        (study, lab_study, {"full", "only"}),
+        (study, lab_study_full, {"full"}),
+    ],
 )
-def test_every_option_is_one_of_the_function_with_the_same_default(command, function) -> None:
+def test_every_option_is_one_of_the_function_with_the_same_default(command, function, of_the_command) -> None:
     parameters = inspect.signature(function).parameters
-    options = {option.name: option for option in command.params}
-    assert set(options) - {"as_json"} == {
-        name for name in parameters if not name.startswith("on_") and name != "betas"
-    }
+    options = {option.name: option for option in command.params if option.name not in of_the_command}
+    assert set(options) == {name for name in parameters if not name.startswith("on_") and name != "betas"}
     for name, option in options.items():
         default = option.default if isinstance(option.default, (str, int, float)) else None
-        if name != "as_json" and parameters[name].default is not inspect.Parameter.empty:
+        if parameters[name].default is not inspect.Parameter.empty:
             assert (default or None) == (parameters[name].default or None), name

@@ -35,7 +35,7 @@ else:
     print(json.dumps({
         "reference": c.reference, "resolved": c.resolved, "notes": c.notes, "config": dict(c.config),
         "files": [f.name for f in c.files], "tensors": list(c.tensors),
-        "bytes": [f.path.stat().st_size for f in c.files],
+        "bytes": [f.path.stat().st_size for f in c.stored_files],
     }))
 """
 

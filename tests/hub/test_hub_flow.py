@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import safetensors_bytes, sharded_files
+from safetensors.numpy import save
 
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.errors import CheckpointNotFoundError
@@ -216,3 +218,18 @@ def test_a_path_object_is_never_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointNotFoundError, match="no such file or directory"):
         open_checkpoint(Path("org/model"))
+
+
+def test_an_adapter_on_the_hub_is_merged_into_a_base_on_the_hub(hub, open_reference):
+    base = {"model.safetensors": save({"q.weight": np.ones((4, 6), np.float32)})}
+    factors = {"q.lora_A.weight": np.ones((2, 6), np.float32), "q.lora_B.weight": np.ones((4, 2), np.float32)}
+    config = {"peft_type": "LORA", "lora_alpha": 2, "base_model_name_or_path": "org/base"}
+    adapter = {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save({f"base_model.model.{n}": v for n, v in factors.items()}),
+    }
+    commits = hub.add("org/base", base), hub.add("org/adapter", adapter)
+    answer = open_reference("org/base+org/adapter")
+    assert answer["tensors"] == ["q.weight"]
+    assert answer["resolved"] == f"hf://org/base@{commits[0]}+hf://org/adapter@{commits[1]}"
+    assert answer["files"][:2] == ["model.safetensors", "adapter_model.safetensors"]

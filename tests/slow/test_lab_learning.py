@@ -28,6 +28,15 @@ def test_the_committed_result_has_two_seeds_of_every_algorithm_on_512_prompts() 
     assert len(_rows()) == len(record["rows"]) == 2 * len({row["row"] for row in record["rows"]})
 
 
+def test_the_committed_result_has_every_option_that_crosses_the_algorithms() -> None:
+    commands = [row["command"] for row in json.loads(RESULT.read_text())["rows"]]
+    options = [f"--kl {kl}" for kl in ("exact", "k1", "k2", "k3")]
+    options += [f"--kl-priority {name}" for name in ("shannon", "max-prob")]
+    options += ["--optimizer sgd", "--divergence-weight", "--entropy-top"]
+    for option in options:
+        assert sum(f"{option} " in command for command in commands) >= 2, option
+
+
 def test_in_the_committed_result_every_row_reached_its_goal() -> None:
     assert [key for key, row in _rows().items() if not row["reaches_its_goal"]] == []
 

@@ -1,0 +1,51 @@
+"""What a reference may be spelled like beside a path or a Hub reference: `BASE+ADAPTER`, `REF#master`.
+
+Contract: a path that exists is always that path, whatever characters it holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsity_audit.checkpoint.hub_reference import parse_reference
+from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG
+from sparsity_audit.errors import CheckpointNotFoundError, UsageError
+
+__all__ = ["MASTER", "adapted_parts", "local_path"]
+
+MASTER = "#master"
+"""Asks, after a reference, for weights before rounding: a trainer's fp32 copy, an adapter's sum."""
+
+
+def local_path(reference: str | Path) -> Path:
+    """The path that a reference spells. Raises CheckpointNotFoundError where it cannot be looked up."""
+    try:
+        path = Path(reference).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:
+        # An unknown ~user, a name longer than the file system takes, a directory that may not be entered.
+        found = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointNotFoundError(
+            str(reference)[:200], found or "cannot be looked up", expected="a path or a Hub reference"
+        ) from error
+    return path
+
+
+def adapted_parts(text: str) -> tuple[str, str] | None:
+    """Base and adapter of `BASE+ADAPTER`, the latter a directory with a configuration or a Hub name."""
+    places = [place for place, character in enumerate(text) if character == "+"]
+    for place in reversed(places):
+        base, adapter = text[:place], text[place + 1 :]
+        if base and local_path(adapter).joinpath(ADAPTER_CONFIG).is_file():
+            return base, adapter
+    base, plus, adapter = text.rpartition("+")
+    if plus and base and _names_hub(adapter) and (_names_hub(base) or local_path(base).exists()):
+        return base, adapter
+    return None
+
+
+def _names_hub(text: str) -> bool:
+    try:
+        return parse_reference(text) is not None
+    except UsageError:
+        return False

@@ -1,0 +1,71 @@
+"""`index.html` of a full study, with its figures; made like that of the small one.
+
+Contract: the bytes are a function of the report. One page without a script or a request.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparsity_audit.report.study_full import FullReport
+from sparsity_audit.report.study_full_claims import DRAWERS
+from sparsity_audit.report.study_full_judging import RULE
+from sparsity_audit.report.study_page import PAGE_POLICY, inline_svg
+from sparsity_audit.report.style import FORMATS, house_style, to_bytes
+
+__all__ = ["render_full_study"]
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_MARKS = {
+    "reproduces": "yes",
+    "does not reproduce": "no",
+    "is explained": "rounding",
+    "undecided": "none",
+    "not measured": "none",
+}
+
+
+def render_full_study(report: FullReport, *, questions: dict[str, str]) -> dict[str, bytes]:
+    """Name → content: the page, each figure in every format, and its caption.
+
+    Args:
+        report: The study.
+        questions: Part → its question.
+    """
+    files: dict[str, bytes] = {}
+    svgs: dict[str, str] = {}
+    with house_style():
+        for claim in report.claims:
+            if not claim.caption:
+                continue
+            figure = DRAWERS[claim.key](report.facts)
+            made = {suffix: to_bytes(figure, suffix) for suffix in FORMATS}
+            files |= {f"figures/{claim.key}.{suffix}": data for suffix, data in made.items()}
+            files[f"figures/{claim.key}.txt"] = f"{claim.caption}\n".encode()
+            svgs[claim.key] = inline_svg(made["svg"].decode(), name=claim.key)
+    return files | {"index.html": _page(report, svgs, questions)}
+
+
+def _page(report: FullReport, svgs: dict[str, str], questions: dict[str, str]) -> bytes:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page: Any = environment.get_template("study_full.html.jinja").render(
+        report=report,
+        facts=report.facts,
+        questions=questions,
+        rule=RULE,
+        policy=PAGE_POLICY,
+        style=Markup((_TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
+        svgs={key: Markup(svg) for key, svg in svgs.items()},  # noqa: S704  (matplotlib escapes its texts)
+        marks=_MARKS,
+    )
+    return page.encode("utf-8", errors="xmlcharrefreplace")
