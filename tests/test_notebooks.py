@@ -36,7 +36,7 @@ def _texts(notebook) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["lab", "overlap", "quickstart", "tokens"]
+    assert [path.stem for path in NOTEBOOKS] == ["lab", "masked_recovery", "overlap", "quickstart", "tokens"]
 
 
 @each_notebook

@@ -34,7 +34,7 @@ _BATCHES_A_SLOT = 8
 """Fewer units than 32 × 8 a slot make smaller batches, so that no slot waits long for another at the end."""
 
 _TASK_MEMORY_BYTES = 1 << 30
-"""Measured: 300 MB with numba and buffers, and as much again for the plan of 90 k tensors."""
+"""An estimate, generous: numba, buffers and the plan of 90 k tensors stayed below half of it."""
 
 _LOCAL_STORE_BYTES = 512 << 20
 _MAX_RETRIES = 3

@@ -1,7 +1,7 @@
 """The files of critical tokens of any model: record, table, summary, figure.
 
-Contract: pure functions of the record. The figure has one point a position, ΔJ against the drop, and the
-means of both groups with their intervals.
+Contract: pure functions of the record. The figure has one point a position, ΔJ against what is at stake, and
+the means of both groups with their intervals.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def _markdown(report: TokensCritical) -> bytes:
 
 def _caption(report: TokensCritical) -> str:
     text = (
-        "Certainty before a token, less the completion's mean (ΔJ), against the drop of the score when "
-        "another token is forced in its place; large symbols: means with 95 % bootstrap intervals"
+        "Certainty before a token, less the completion's mean (ΔJ), against what the score loses on "
+        "average when the model draws it once more (at stake); large symbols: means, 95 % bootstrap intervals"
     )
     return ". ".join([text, "; ".join(critical_facts(report)) + "."])
 
@@ -148,18 +148,18 @@ def draw_tokens_critical(report: TokensCritical, *, width: float) -> Figure:
     axes.axvline(0, color=INK, linewidth=0.6)
     for group in reversed(report.groups):
         colour, marker = _LOOKS[group.name]
-        rows = [row for row in report.positions if row.group == group.name and row.drop is not None]
+        rows = [row for row in report.positions if row.group == group.name and row.at_stake is not None]
         places = [row.delta_certainty for row in rows]
-        drops = [row.drop or 0.0 for row in rows]
-        axes.plot(places, drops, marker, color=colour, markersize=2.5, alpha=0.35, linestyle="none")
-        delta, drop = group.delta_certainty, group.drop
-        if delta.value is None or drop.value is None:
+        stakes = [row.at_stake or 0.0 for row in rows]
+        axes.plot(places, stakes, marker, color=colour, markersize=2.5, alpha=0.35, linestyle="none")
+        delta, stake = group.delta_certainty, group.at_stake
+        if delta.value is None or stake.value is None:
             continue
         axes.errorbar(
             delta.value,
-            drop.value,
+            stake.value,
             xerr=[[_reach(delta, delta.low)], [_reach(delta, delta.high)]],
-            yerr=[[_reach(drop, drop.low)], [_reach(drop, drop.high)]],
+            yerr=[[_reach(stake, stake.low)], [_reach(stake, stake.high)]],
             color=colour,
             marker="s" if group.name == "random" else "o",
             markeredgecolor=INK,
@@ -169,7 +169,7 @@ def draw_tokens_critical(report: TokensCritical, *, width: float) -> Figure:
             zorder=4,
         )
     axes.set_xlabel("ΔJ")
-    axes.set_ylabel("drop of the score")
+    axes.set_ylabel("at stake")
     add_legend(figure, panels, width=width)
     return figure
 

@@ -1,7 +1,8 @@
 """A cross-sampling drawn: accuracy against the share of tokens that the other model wrote.
 
 Contract: a pure function of the record. Rules by divergence are in colour, controls in grey with markers of
-their own, at the share they really had; both models alone are the horizontal lines.
+their own, at the share they really had; lines follow the rule from seldom to often. Both models alone are
+the horizontal lines.
 """
 
 from __future__ import annotations
@@ -95,14 +96,11 @@ def _draw_ends(axes: Axes, report: CrossReport) -> None:
 
 
 def _draw_curve(axes: Axes, report: CrossReport, direction: Direction, look: tuple[str, bool]) -> None:
-    points = sorted(
-        (
-            p
-            for p in report.points
-            if p.direction == direction and _look(p) == look and p.accuracy.value is not None
-        ),
-        key=lambda point: point.switched_frac,
-    )
+    points = [
+        point
+        for point in _along_the_rule(report)
+        if point.direction == direction and _look(point) == look and point.accuracy.value is not None
+    ]
     if not points:
         return
     colour, marker, line, label = _LOOKS[look]
@@ -126,6 +124,21 @@ def _draw_curve(axes: Axes, report: CrossReport, direction: Direction, look: tup
         label=label,
         zorder=3,
     )
+
+
+def _along_the_rule(report: CrossReport) -> list[CrossPoint]:
+    """Points from the rule that fires least to the one that fires most, controls in the order of theirs.
+
+    Not by the share they reach: where an intervention changes how many more follow, a lower threshold can
+    switch fewer tokens.
+    """
+    rules = {point.key: point for point in report.points}
+
+    def place(point: CrossPoint) -> tuple[int, float]:
+        rule = point if point.matches is None else rules[point.matches]
+        return (rule.budget or 0, -(rule.threshold or 0.0))
+
+    return sorted(report.points, key=place)
 
 
 def _look(point: CrossPoint) -> tuple[str, bool]:

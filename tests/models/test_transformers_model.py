@@ -281,7 +281,7 @@ def test_the_lab_cross_samples_alike_through_either_loader() -> None:
 
 def test_patching_a_model_with_tied_embeddings_leaves_no_trace(tmp_path) -> None:
     folders = [
-        save(tmp_path / name, seed=seed, kind="Qwen2", tie_word_embeddings=True)
+        save(tmp_path / name, seed=seed, tie_word_embeddings=True)
         for name, seed in (("base", 1), ("tuned", 2))
     ]
     path = tmp_path / "prompts.jsonl"
