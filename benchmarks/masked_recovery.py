@@ -1,9 +1,10 @@
 """Does training the largest movements alone recover the gain, and what else does?
 
-Contract: trains one full run and its controls' runs with `lab train`, then calls `retrain` once for each new
-seed, with random, magnitude-matched, complement, another run's and one layer's masks at several learning
-rates; and once for the sanity check in bf16 with the run's own seed. What is finished in the work directory
-is not repeated. One thread, one run at a time. Exit 1 when a goal is missed.
+Contract: under each recipe trains a full run and another seed's with `lab train`, then calls `retrain` once for
+each new seed with the controls of the method, their learning rates chosen on validation prompts; and once, as
+the sanity check it is, in bf16 with the run's own seed. What is finished in the work directory is not repeated.
+One thread, one run at a time. Exit 1 when a goal is missed. The goals are those of one update a step, for which
+they were stated; several updates a step are reported beside them.
 
     python benchmarks/masked_recovery.py --workdir DIR --json benchmarks/results/masked-recovery.json
 """
@@ -25,59 +26,58 @@ from sparsity_audit import __version__, lab_train, mask_export, retrain
 from sparsity_audit.report.retrain import RetrainedRun
 from sparsity_audit.stats.scores import Accuracy, wilson_interval
 
-RECIPE: dict[str, Any] = {"algorithm": "grpo", "base": "mix", "epochs": 2, "minibatches": 4}
-"""8 updates on each step's rollouts: with one update a step this base gains .24 in fp32 and .39 so, and a
-share of a small gain is mostly noise."""
-FP32 = {**RECIPE, "precision": "fp32", "lr": 3e-4, "steps": 40}
-BF16 = {**RECIPE, "precision": "bf16", "lr": 1e-4, "steps": 120}
+ALL = ("random", "magnitude", "complement", "other:mask-1", "seed", "layer:1")
+_GRPO: dict[str, Any] = {"algorithm": "grpo", "base": "mix"}
+RECIPES: dict[str, dict[str, Any]] = {
+    "one-update": {**_GRPO, "precision": "fp32", "steps": 60},
+    "clipped": {**_GRPO, "precision": "fp32", "steps": 40, "epochs": 2, "minibatches": 4},
+    "bf16": {**_GRPO, "precision": "bf16", "lr": 1e-4, "steps": 120, "epochs": 2, "minibatches": 4},
+}
+"""`one-update` is what the goals were stated for, at 60 steps, where the gain is .35 instead of the .24 of 40: a
+share of a small gain is mostly noise. `clipped` makes 8 updates on each step's rollouts and gains more."""
 
-SEEDS = (3, 4)
-"""New ones: the mask is of seed 0, the other run's mask of seed 1."""
-RATES = (1.0, 3.0)
-CONTROLS = ("random", "magnitude", "complement", "other:mask-1", "seed", "layer:1")
+CRITERIA = {"one-update": "top:5%", "clipped": "top:5%", "bf16": "value"}
+RETRAININGS: tuple[tuple[str, int, tuple[str, ...], tuple[float, ...]], ...] = (
+    ("one-update", 3, ALL, (1.0, 3.0)),
+    ("one-update", 4, ALL, (1.0, 3.0)),
+    ("clipped", 3, ALL, (1.0, 3.0)),
+    ("clipped", 4, ("random", "magnitude", "complement"), (1.0,)),
+    ("bf16", 0, ("random",), (1.0,)),
+)
+"""Recipe, seed, controls, multiples of the learning rate. Masks are of seed 0, the other run's of seed 1."""
 PROMPTS, VALIDATION = 1024, 512
 GOALS = {"sub": ("least", 0.8), "random": ("most", 0.5)}
-"""Of the full run's gain, in each seed."""
+"""Of the full run's gain, in each seed, with one update a step."""
 
 
-def full_runs(workdir: Path) -> None:
+def full_runs(workdir: Path, recipe: str) -> None:
     """The runs that masks are made of, and the masks."""
-    for name, options in (
-        ("full", {**FP32, "seed": 0}),
-        ("full-1", {**FP32, "seed": 1}),
-        ("full-bf16", {**BF16, "seed": 0}),
-    ):
-        lab_train(workdir / name, **options, on_note=_say)
-    for name, run, criterion in (
-        ("mask", "full", "top:5%"),
-        ("mask-1", "full-1", "top:5%"),
-        ("mask-bf16", "full-bf16", "value"),
-    ):
-        if not (workdir / name).exists():
-            mask_export(
-                workdir / run / "checkpoint-0", workdir / run / "final", workdir / name, criterion=criterion
-            )
+    for seed, run, mask in ((0, "full", "mask"), (1, "full-1", "mask-1")):
+        if recipe == "bf16" and seed:
+            continue
+        lab_train(workdir / run, **RECIPES[recipe], seed=seed, on_note=_say)
+        if not (workdir / mask).exists():
+            sides = workdir / run / "checkpoint-0", workdir / run / "final"
+            mask_export(*sides, workdir / mask, criterion=CRITERIA[recipe])
 
 
-def command(run: str, mask: str, seed: int, controls: tuple[str, ...], rates: tuple[float, ...]) -> str:
-    """A retraining as a command line."""
+def command(seed: int, controls: tuple[str, ...], rates: tuple[float, ...]) -> str:
+    """A retraining as a command line, in its recipe's directory."""
     tuned = "" if len(rates) == 1 else f" --control-lrs {','.join(f'{rate:g}' for rate in rates)}"
-    asked = f"--run {run} --mask {mask} --seed {seed} --controls {','.join(controls)}{tuned}"
-    return f"sparsity-audit retrain {asked}"
+    asked = f"--run full --mask mask --seed {seed} --controls {','.join(controls)}{tuned}"
+    return f"sparsity-audit retrain {asked} -o retrained-seed{seed}"
 
 
 def measure(
-    workdir: Path, *, run: str, mask: str, seed: int, controls: tuple[str, ...], rates: tuple[float, ...]
+    workdir: Path, recipe: str, seed: int, controls: tuple[str, ...], rates: tuple[float, ...]
 ) -> dict[str, Any]:
     """One retraining as a record."""
-    output = f"retrained-seed{seed}" if run == "full" else "sanity-bf16"
-    here = [text.replace("other:", f"other:{workdir}/") for text in controls]
     found = retrain(
-        workdir / output,
-        run=workdir / run,
-        mask=workdir / mask,
+        workdir / f"retrained-seed{seed}",
+        run=workdir / "full",
+        mask=workdir / "mask",
         seed=seed,
-        controls=here,
+        controls=[text.replace("other:", f"other:{workdir}/") for text in controls],
         control_lrs=rates,
         num_prompts=PROMPTS,
         num_validation=VALIDATION,
@@ -96,7 +96,8 @@ def measure(
         for own in recovered.runs
     }
     return {
-        "command": command(run, mask, seed, controls, rates),
+        "recipe": recipe,
+        "command": command(seed, controls, rates),
         "seed": seed,
         "mask": {"criterion": report.criterion, "density": _round(report.sub.density)},
         "base": _score(report.base_score),
@@ -148,23 +149,18 @@ def _round(value: float | None) -> float | None:
 
 
 def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each goal in each seed."""
+    """Each goal in each seed, a control at the full run's rate and at the one that validated best."""
     found = []
     for row in rows:
+        if row["recipe"] != "one-update":
+            continue
         for run in row["runs"]:
             if run["run"] in GOALS:
                 side, limit = GOALS[run["run"]]
                 share = run["share_of_the_gain"]
                 reached = share >= limit if side == "least" else share <= limit
-                found.append(
-                    {
-                        "seed": row["seed"],
-                        "run": run["run"],
-                        "goal": f"at {side} {limit}",
-                        "share": share,
-                        "reached": reached,
-                    }
-                )
+                goal = {"seed": row["seed"], "run": run["run"], "lr": run["lr"], "goal": f"at {side} {limit}"}
+                found.append({**goal, "share": share, "reached": reached})
     return found
 
 
@@ -172,42 +168,37 @@ def main() -> int:
     """Train, retrain, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True, help="where runs are kept")
-    parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES), help="multiples by comma")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="names by comma")
     parser.add_argument("--json", type=Path, help="write the record here")
     arguments = parser.parse_args()
-    workdir, rates = arguments.workdir, tuple(map(float, arguments.rates.split(",")))
-    full_runs(workdir)
-    rows = [
-        measure(workdir, run="full", mask="mask", seed=seed, controls=CONTROLS, rates=rates) for seed in SEEDS
-    ]
-    sanity = measure(workdir, run="full-bf16", mask="mask-bf16", seed=0, controls=("random",), rates=(1.0,))
+    recipes = arguments.recipes.split(",")
+    rows = []
+    for recipe in recipes:
+        full_runs(arguments.workdir / recipe, recipe)
+        rows += [measure(arguments.workdir / recipe, *asked) for asked in RETRAININGS if asked[0] == recipe]
     record = {
         "command": "python benchmarks/masked_recovery.py --workdir DIR "
-        f"--rates {arguments.rates} --json benchmarks/results/masked-recovery.json",
+        f"--recipes {arguments.recipes} --json benchmarks/results/masked-recovery.json",
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.platform(),
         "load_average_at_the_end": [round(load, 1) for load in os.getloadavg()],
         "versions": {"sparsity-audit": __version__, "torch": torch.__version__},
-        "full_run": _train_command(FP32, 0),
-        "other_run": _train_command(FP32, 1),
-        "sanity_run": _train_command(BF16, 0),
+        "full_runs": {recipe: _train_command(RECIPES[recipe]) for recipe in recipes},
         "test_prompts": PROMPTS,
         "validation_prompts": VALIDATION,
         "goals": goals(rows),
         "rows": rows,
-        "sanity_check_same_seed_bf16": sanity,
     }
     for goal in record["goals"]:
         print(goal)
     if arguments.json is not None:
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        arguments.json.write_text(text.replace(f"{workdir}/", ""), encoding="utf-8")
+        arguments.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if all(goal["reached"] for goal in record["goals"]) else 1
 
 
-def _train_command(options: dict[str, Any], seed: int) -> str:
+def _train_command(options: dict[str, Any]) -> str:
     flags = " ".join(f"--{key} {value}" for key, value in options.items())
-    return f"sparsity-audit lab train {flags} --seed {seed}"
+    return f"sparsity-audit lab train {flags} --seed 0 -o full"
 
 
 def _say(line: str) -> None:
