@@ -1,10 +1,10 @@
 """Does training the largest movements alone recover the gain, and what else does?
 
-Contract: under each recipe trains a full run and another seed's with `lab train`, then calls `retrain` once for
-each new seed with the controls of the method, their learning rates chosen on validation prompts; and once, as
-the sanity check it is, in bf16 with the run's own seed. What is finished in the work directory is not repeated.
-One thread, one run at a time. Exit 1 when a goal is missed. The goals are those of one update a step, for which
-they were stated; several updates a step are reported beside them.
+Contract: under each recipe trains a full run and another seed's with `lab train`, then calls `retrain` once
+for each new seed with the controls of the method, their learning rates chosen on validation prompts; and
+once, as the sanity check it is, in bf16 with the run's own seed. What is finished in the work directory is
+not repeated. One thread, one run at a time. Exit 1 when a goal is missed. The goals are those of one update
+a step, for which they were stated; several updates a step are reported beside them.
 
     python benchmarks/masked_recovery.py --workdir DIR --json benchmarks/results/masked-recovery.json
 """
@@ -33,8 +33,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "clipped": {**_GRPO, "precision": "fp32", "steps": 40, "epochs": 2, "minibatches": 4},
     "bf16": {**_GRPO, "precision": "bf16", "lr": 1e-4, "steps": 120, "epochs": 2, "minibatches": 4},
 }
-"""`one-update` is what the goals were stated for, at 60 steps, where the gain is .35 instead of the .24 of 40: a
-share of a small gain is mostly noise. `clipped` makes 8 updates on each step's rollouts and gains more."""
+"""`one-update` is what the goals were stated for, at 60 steps, where the gain is .35 and not the .24 of 40: a
+share of a small gain is mostly noise. `clipped` makes 8 updates on each step's rollouts, and gains more."""
 
 CRITERIA = {"one-update": "top:5%", "clipped": "top:5%", "bf16": "value"}
 RETRAININGS: tuple[tuple[str, int, tuple[str, ...], tuple[float, ...]], ...] = (

@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU processes, by hand and through TRL: frozen on every rank, the steps of unsharded training."""
+"""FSDP2 on two CPU processes, by hand and through TRL: frozen on every rank, as unsharded training."""
 
 from __future__ import annotations
 
