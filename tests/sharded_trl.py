@@ -1,8 +1,8 @@
 """TRL's SFT trainer under accelerate's FSDP2 with a subnetwork, two ranks on the CPU.
 
 accelerate 1.15 lets only accelerators become `FSDP`: with gloo on the CPU it silently keeps `MULTI_CPU`,
-which is DDP (`AcceleratorState.__init__`). Its FSDP2 code has no such limit, so the state is set here after the
-trainer has made it; what lies behind it, wrapping, saves and the callback's proofs, is what a GPU runs.
+which is DDP (`AcceleratorState.__init__`). Its FSDP2 code has no such limit, so the state is set here after
+the trainer has made it; what lies behind it, wrapping, saves and the callback's proofs, is what a GPU runs.
 
 Started by `python -m torch.distributed.run -m sharded_trl FOLDER WRAP`, WRAP one of fsdp2 and ddp.
 """
