@@ -57,9 +57,9 @@ def merge(
 
     \b
     Example:
-      sparsity-audit diff examples/addition/base-bf16 examples/addition/grpo-bf16-lr1e-4-seed0 -o audit \\
+      sparsity-audit diff examples/addition/base examples/addition/grpo-seed0 -o shares \\
           --shard-index 0 --num-shards 1
-      sparsity-audit merge audit
+      sparsity-audit merge shares
     """
     from sparsity_audit.api.loggers import require_logger
     from sparsity_audit.api.shares import merge as run

@@ -23,8 +23,8 @@ def patch() -> None:
 
     \b
     Example:
-      sparsity-audit patch make base tuned -o update
-      sparsity-audit patch apply base update -o rebuilt
+      sparsity-audit patch make examples/addition/base examples/addition/grpo-seed0 -o update
+      sparsity-audit patch apply examples/addition/base update -o rebuilt
     """
 
 
@@ -58,7 +58,8 @@ def make(
 
     \b
     Example:
-      sparsity-audit patch make base run/step-100 run/step-200 -o updates
+      sparsity-audit patch make examples/addition/base examples/addition/grpo-seed0 \\
+          examples/addition/grpo-seed1 -o updates
     """
     from sparsity_audit.api.patch import patch_make
 
@@ -81,7 +82,7 @@ def apply(*, base: str, patches: tuple[Path, ...], output: Path, workers: int | 
 
     \b
     Example:
-      sparsity-audit patch apply base updates -o rebuilt
+      sparsity-audit patch apply examples/addition/base update -o rebuilt-again
     """
     from sparsity_audit.api.patch import patch_apply
 

@@ -114,7 +114,7 @@ def test_an_unwritable_output_is_exit_2(tmp_path, pair) -> None:
 def test_sigint_is_exit_130_without_a_traceback_and_leaves_no_report(tmp_path, pair) -> None:
     code = (
         "import sys, time\nfrom sparsity_audit import seams\n"
-        "def observer(point):\n    print(point, flush=True)\n    time.sleep(0.2)\n"
+        "def observer(point):\n    print(point, flush=True)\n    time.sleep(5)\n"
         "seams.observer = observer\n"
         f"sys.argv = ['x', 'diff', {str(pair[0])!r}, {str(pair[1])!r}, '-o', {str(tmp_path / 'out')!r}]\n"
         "from sparsity_audit.cli.main import entry_point\nentry_point()"
