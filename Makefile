@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 $(EXTRAS_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXTRAS_VENV)
 	$(EXTRAS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -e '.[lab,ray,train]' hypothesis pytest pytest-socket pytest-timeout
+	    -e '.[lab,ray,train]' hypothesis pytest pytest-socket pytest-timeout pytest-xdist
 	@touch $(EXTRAS_STAMP)
 
 demo: $(STAMP)
@@ -38,7 +38,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not extras" tests
 
 test-extras: $(EXTRAS_STAMP)
-	$(EXTRAS_VENV)/bin/python -m pytest -q -m extras tests/cluster tests/lab tests/models tests/parity tests/training
+	$(EXTRAS_VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m extras tests/cluster tests/lab tests/models tests/parity tests/training
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests

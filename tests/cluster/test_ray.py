@@ -30,7 +30,8 @@ SESSION = """
 
     def start(setup=None):
         env = {} if setup is None else {"worker_process_setup_hook": setup}
-        ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False,
+        ray.init("local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False,
+                 log_to_driver=False,
                  logging_level="ERROR", runtime_env=env)
 """
 

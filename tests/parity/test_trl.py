@@ -58,16 +58,23 @@ class _Accelerator:
         return model
 
 
-def _given(logprobs: Tensor) -> Any:
-    """A model whose fused head returns these log-probabilities (0 at padding, as the head gives them)."""
+class _Given(torch.nn.Module):
+    """A model whose fused head returns these log-probabilities (0 at padding, as the head gives them).
 
-    def forward(**_inputs: Any) -> SimpleNamespace:
-        zeros = torch.zeros_like(logprobs)
-        return SimpleNamespace(log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    A module and not a function: where peft is installed TRL looks at its submodules.
+    """
 
-    forward.training = True  # type: ignore[attr-defined]
-    forward.is_gradient_checkpointing = False  # type: ignore[attr-defined]
-    return forward
+    is_gradient_checkpointing = False
+
+    def __init__(self, logprobs: Tensor) -> None:
+        super().__init__()
+        self.logprobs = logprobs
+
+    def forward(self, **_inputs: Any) -> SimpleNamespace:
+        zeros = torch.zeros_like(self.logprobs)
+        return SimpleNamespace(
+            log_probs=self.logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+        )
 
 
 def _trainer(cls: type, model: Any, ref_model: Any, **attributes: Any) -> Any:
@@ -122,8 +129,8 @@ def test_dpo_is_trls_sigmoid_loss(beta: float, monkeypatch: pytest.MonkeyPatch) 
     leaf, their_leaf = (logprobs.clone().requires_grad_(True) for _ in range(2))
     trainer = _trainer(
         dpo_trainer.DPOTrainer,
-        _given(their_leaf * mask),
-        _given(ref * mask),
+        _Given(their_leaf * mask),
+        _Given(ref * mask),
         beta=beta,
         ld_alpha=None,
         f_divergence_type="reverse_kl",
@@ -150,7 +157,7 @@ def test_kto_is_trls_loss_with_its_reference_point(shift: float, monkeypatch: py
     mismatched = _random(10, seed=3) + shift
     desirable = _random(10, seed=4) > 0
     leaf, their_leaf = (logprobs.clone().requires_grad_(True) for _ in range(2))
-    policy, reference = _given(their_leaf * mask), _given(ref * mask)
+    policy, reference = _Given(their_leaf * mask), _Given(ref * mask)
     trainer = _trainer(
         kto_trainer.KTOTrainer,
         policy,
