@@ -44,9 +44,7 @@ def test_options_that_cross_the_algorithms_gained_in_the_committed_full_study() 
 
 
 def _gains(runs: dict, option: str) -> list[float]:
-    return [
-        run["tests"]["addition-4"][0] - BASE for run in runs.values() if f"{option} " in run["command"]
-    ]
+    return [run["tests"]["addition-4"][0] - BASE for run in runs.values() if f"{option} " in run["command"]]
 
 
 def test_in_the_committed_result_every_row_reached_its_goal() -> None:
