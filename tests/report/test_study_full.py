@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sparsity_audit.api.study_full_sweeps import PARTS
 from sparsity_audit.lab.estimators import Interval
+from sparsity_audit.report import study_full_page
 from sparsity_audit.report.across_runs import FactorRecord, FactorTable, OverlapMatrix
 from sparsity_audit.report.study_full import FullReport, study_full_json_schema, study_full_to_json
 from sparsity_audit.report.study_full_claims import DRAWERS, full_claims
@@ -318,7 +319,8 @@ def test_the_record_follows_its_schema() -> None:
     jsonschema.validate(json.loads(study_full_to_json(_report(facts))), study_full_json_schema())
 
 
-def test_every_claim_with_a_caption_has_a_figure_and_the_page_needs_nothing() -> None:
+def test_every_claim_with_a_caption_has_a_figure_and_the_page_needs_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(study_full_page, "FORMATS", ("svg",))
     facts = replace(_with_grid(magnitude=0.1, same_data=0.3, other_data=0.1), parts=tuple(PARTS))
     report = _report(facts)
     files = render_full_study(report, questions=PARTS)
