@@ -153,6 +153,18 @@ def test_any_pair_of_checkpoints_is_rebuilt(tmp_path_factory, data):
     same_bytes(tuned, root / "out")
 
 
+def test_a_tensor_of_which_nearly_every_entry_changed_is_stored_dense_and_rebuilt(tmp_path):
+    before = torch.arange(27, dtype=torch.float32).to(torch.bfloat16)
+    after = before.clone()
+    after[:26] += 1
+    base, tuned = write(tmp_path / "base", {"a": before}), write(tmp_path / "tuned", {"a": after})
+    patch_make(base, [tuned], tmp_path / "patch")
+    (tensor,) = json.loads((tmp_path / "patch" / "patch.json").read_text())["tensors"]
+    assert (tensor["encoding"], tensor["changed"]) == ("dense", 26)
+    patch_apply(base, [tmp_path / "patch"], tmp_path / "out")
+    same_bytes(tuned, tmp_path / "out")
+
+
 def test_a_series_is_a_chain_that_ends_at_its_last_step(pair, tmp_path):
     steps = [pair[1]]
     for number in (2, 3):

@@ -113,7 +113,9 @@ def test_an_unwritable_output_is_exit_2(tmp_path, pair) -> None:
 
 def test_sigint_is_exit_130_without_a_traceback_and_leaves_no_report(tmp_path, pair) -> None:
     code = (
-        "import sys, time\nfrom sparsity_audit import seams\n"
+        "import signal, sys, time\nfrom sparsity_audit import seams\n"
+        # A suite that was started in the background ignores SIGINT, and its children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def observer(point):\n    print(point, flush=True)\n    time.sleep(5)\n"
         "seams.observer = observer\n"
         f"sys.argv = ['x', 'diff', {str(pair[0])!r}, {str(pair[1])!r}, '-o', {str(tmp_path / 'out')!r}]\n"
