@@ -16,17 +16,22 @@ from pathlib import Path
 import click
 
 from sparsity_audit.cli.main import cli
+from sparsity_audit.report.critical import critical_json_schema as tokens_critical_json_schema
+from sparsity_audit.report.cross import cross_json_schema
 from sparsity_audit.report.lab_critical import critical_json_schema
 from sparsity_audit.report.lab_track import track_json_schema
 from sparsity_audit.report.overlap import overlap_json_schema
 from sparsity_audit.report.pairs import pairs_json_schema
+from sparsity_audit.report.patch import patch_info_json_schema
 from sparsity_audit.report.prune import prune_json_schema
 from sparsity_audit.report.recovery import recovery_json_schema
+from sparsity_audit.report.retrain import retrain_json_schema
 from sparsity_audit.report.schema import json_schema
 from sparsity_audit.report.series import series_json_schema
 from sparsity_audit.report.study import study_json_schema
 from sparsity_audit.report.study_full import study_full_json_schema
 from sparsity_audit.report.tokens import tokens_json_schema
+from sparsity_audit.report.tokens_patch import patch_json_schema
 from sparsity_audit.report.tokens_series import tokens_series_json_schema
 
 __all__ = ["NAME", "commands", "generate", "main"]
@@ -67,6 +72,11 @@ def generate() -> dict[Path, str]:
         "series.schema.json": series_json_schema(),
         "tokens.schema.json": tokens_json_schema(),
         "tokens-series.schema.json": tokens_series_json_schema(),
+        "tokens-cross.schema.json": cross_json_schema(),
+        "tokens-critical.schema.json": tokens_critical_json_schema(),
+        "tokens-patch.schema.json": patch_json_schema(),
+        "retrain.schema.json": retrain_json_schema(),
+        "patch-info.schema.json": patch_info_json_schema(),
         "lab-track.schema.json": track_json_schema(),
         "lab-critical.schema.json": critical_json_schema(),
         "lab-study.schema.json": study_json_schema(),

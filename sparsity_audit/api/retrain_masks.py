@@ -22,12 +22,13 @@ from sparsity_audit.api.retrain_controls import Control
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import MaskError, OutputError, UsageError
 from sparsity_audit.masks.encodings import write_mask
-from sparsity_audit.masks.reader import MaskReader, open_encoded, open_mask
+from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.masks.shards import INDEX_NAME
-from sparsity_audit.masks.sources import PT_METADATA_NAME, MaskSource, open_source
+from sparsity_audit.masks.sources import MaskSource, open_source
 from sparsity_audit.masks.whole import WholeTensorsSource
 from sparsity_audit.passes.mask_sink import mask_tensors
 from sparsity_audit.passes.prune_masks import open_base_mask
+from sparsity_audit.training.update_masks import mask_folder
 
 __all__ = ["SUBNETWORK", "RetrainMasks"]
 
@@ -55,16 +56,7 @@ class RetrainMasks:
         Raises:
             MaskError: No mask, of another model, without a polarity, or it selects nothing or everything.
         """
-        folder = Path(path).expanduser()
-        if not (folder / INDEX_NAME).is_file() and not (folder / PT_METADATA_NAME).is_file():
-            if folder.is_file() or any(folder.glob("*.pt")):
-                raise MaskError(
-                    str(path),
-                    "does not record its polarity",
-                    expected="a mask directory of this tool",
-                    remedy=f"sparsity-audit mask convert {path} -o MASK, with --inverted if 1 means frozen",
-                )
-            open_encoded(folder)  # raises, saying what is there instead
+        folder = mask_folder(path)
         info = mask_info(folder)
         _verify_extent(str(path), info)
         if info.encoding == "packed":

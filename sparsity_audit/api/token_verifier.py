@@ -20,7 +20,7 @@ from sparsity_audit.api.token_prompts import PromptLine
 from sparsity_audit.errors import UsageError
 from sparsity_audit.models.protocol import Tokenizer
 
-__all__ = ["Verifier", "load_verifier", "score_completion"]
+__all__ = ["Verifier", "judge_required", "load_verifier", "score_completion", "who_judges"]
 
 Verifier = Callable[[Mapping[str, Any], str], Any]
 """(the prompt's JSON object, the completion's text) → truth value or number in [0, 1]."""
@@ -41,12 +41,43 @@ def load_verifier(text: str) -> Verifier:
         module = _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise UsageError(
-            "verifier", f"{place} cannot be imported: {type(error).__name__}: {error}"
+            "verifier",
+            f"{place} cannot be imported: {type(error).__name__}: {error}",
+            remedy="give a module on PYTHONPATH, or the path of a .py file",
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise UsageError("verifier", f"{place} has no function {name!r}")
+        raise UsageError(
+            "verifier",
+            f"{place} has no function {name!r}",
+            expected="(the prompt's JSON object, the completion's text) -> truth value or number in [0, 1]",
+        )
     return function
+
+
+def who_judges(verifier: str | Verifier | None, task: str | None) -> tuple[str | None, Verifier | None]:
+    """The judge's name for the record, and the function; no function for a task's own, no name for nobody.
+
+    Raises:
+        UsageError: A verifier beside a task, which has its own, or one that cannot be loaded.
+    """
+    if verifier is not None and task is not None:
+        raise UsageError("verifier", "a task of the lab judges by itself", remedy="leave --verifier out")
+    if verifier is None:
+        return (None if task is None else f"{task} (built in)"), None
+    if isinstance(verifier, str):
+        return verifier, load_verifier(verifier)
+    return getattr(verifier, "__qualname__", type(verifier).__qualname__), verifier
+
+
+def judge_required(verifier: str | Verifier | None, task: str | None) -> tuple[str, Verifier | None]:
+    """`who_judges`, where somebody must. Raises UsageError."""
+    name, judge = who_judges(verifier, task)
+    if name is None:
+        raise UsageError(
+            "verifier", "nobody judges the completions", remedy="--verifier module:function, or --task"
+        )
+    return name, judge
 
 
 def _file_module(path: Path) -> Any:

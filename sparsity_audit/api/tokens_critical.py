@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsity_audit.api.token_models import ModelDType
 from sparsity_audit.api.token_sets import OnProgress
-from sparsity_audit.api.token_verifier import Verifier, load_verifier, score_completion
+from sparsity_audit.api.token_verifier import Verifier, judge_required, score_completion
 from sparsity_audit.api.tokens_critical_places import (
     DivergentSet,
     least_certain,
@@ -107,11 +107,7 @@ def tokens_critical(
     from sparsity_audit.report.critical_files import TOKENS_CRITICAL_FILES, render_tokens_critical
 
     _check(positions, divergent, min_drop, per_completion, num_continuations, num_samples)
-    if verifier is None and task is None:
-        raise UsageError(
-            "verifier", "nobody judges the completions", remedy="--verifier module:function, or --task"
-        )
-    judge = load_verifier(verifier) if isinstance(verifier, str) else verifier
+    judge_name, judge = judge_required(verifier, task)
     if output is not None:
         inputs = [path for path in (model, prompts, positions, divergent) if path is not None]
         verify_free(Path(output), TOKENS_CRITICAL_FILES, inputs=inputs, overwrite=overwrite)
@@ -146,11 +142,10 @@ def tokens_critical(
             per_completion=per_completion,
             on_progress=on_progress,
         )
-    name = f"{task} (built in)" if judge is None else str(verifier)
     report = critical_report(
         question,
         found,
-        verifier=name,
+        verifier=judge_name,
         num_continuations=num_continuations,
         temperature=temperature,
         min_drop=min_drop,

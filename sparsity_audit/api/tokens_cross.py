@@ -19,7 +19,7 @@ import numpy as np
 from sparsity_audit import __version__
 from sparsity_audit.api.token_models import ModelDType
 from sparsity_audit.api.token_sets import OnProgress
-from sparsity_audit.api.token_verifier import Verifier, load_verifier, score_completion
+from sparsity_audit.api.token_verifier import Verifier, judge_required, score_completion
 from sparsity_audit.api.tokens_cross_points import (
     CONTROLS,
     Control,
@@ -124,7 +124,7 @@ def tokens_cross_sample(
         thresholds, budgets = _THRESHOLDS, _BUDGETS
     settings = settings_of(thresholds or (), shares, budgets or ())
     _check(directions, controls, num_samples=num_samples)
-    judge_name, judge = _verifier(verifier, task)
+    judge_name, judge = judge_required(verifier, task)
     question = ask(
         (base, tuned),
         prompts=prompts,
@@ -267,21 +267,6 @@ def _check(directions: Sequence[Any], controls: Sequence[Any], *, num_samples: i
         raise UsageError("directions", "none is named", expected="forward, reverse or both")
     if num_samples < 1:
         raise UsageError("num_samples", str(num_samples), expected="at least 1")
-
-
-def _verifier(verifier: str | Verifier | None, task: str | None) -> tuple[str, Verifier | None]:
-    """Its name and the function; None for the lab's own. Raises UsageError where nobody judges."""
-    if verifier is None and task is None:
-        raise UsageError(
-            "verifier", "nobody judges the completions", remedy="--verifier module:function, or --task"
-        )
-    if verifier is None:
-        return f"{task} (built in)", None
-    if task is not None:
-        raise UsageError("verifier", "a task of the lab judges by itself", remedy="leave --verifier out")
-    if isinstance(verifier, str):
-        return verifier, load_verifier(verifier)
-    return getattr(verifier, "__qualname__", repr(verifier)), verifier
 
 
 def _identity(

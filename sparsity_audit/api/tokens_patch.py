@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsity_audit.api.token_models import ModelDType, ModelSource
 from sparsity_audit.api.token_sets import OnProgress
-from sparsity_audit.api.token_verifier import Verifier, load_verifier
+from sparsity_audit.api.token_verifier import Verifier, who_judges
 from sparsity_audit.api.tokens_diverge import VocabularyRule, ask, one_thread_for
 from sparsity_audit.api.tokens_patch_audit import CompletionsOf, PatchAudit
 from sparsity_audit.errors import UsageError
@@ -109,7 +109,7 @@ def tokens_patch(
     from sparsity_audit.report.tokens_patch_files import PATCH_FILES, render_patch
 
     _check(parts, masks, pruned, limit=limit, take_over=take_over, num_samples=num_samples)
-    judge = load_verifier(verifier) if isinstance(verifier, str) else verifier
+    judge_name, judge = who_judges(verifier, task)
     if output is not None:
         inputs = [path for path in (base, tuned, prompts, *masks, *pruned) if path is not None]
         verify_free(Path(output), PATCH_FILES, inputs=inputs, overwrite=overwrite)
@@ -130,7 +130,7 @@ def tokens_patch(
         audit = PatchAudit(
             question,
             verifier=judge,
-            judges=judge is not None or task is not None,
+            judges=judge_name is not None,
             completions=completions,
             limit=limit,
             take_over=take_over,
@@ -143,8 +143,7 @@ def tokens_patch(
             on_note=on_note,
         )
         rows = _rows(audit, parts, masks, pruned, force=force, on_progress=on_progress)
-        name = None if not audit.judges else f"{task} (built in)" if judge is None else str(verifier)
-        report = audit.report(rows, verifier=name)
+        report = audit.report(rows, verifier=judge_name)
     for note in report.notes:
         on_note(note)
     if output is not None:

@@ -24,8 +24,8 @@ from sparsity_audit.models.noise import row_seed
 from sparsity_audit.models.sample import Sample, sample
 from sparsity_audit.models.score import Scored, Side, spill
 from sparsity_audit.report.tokens_patch import PatchDirection, PatchReport, PatchRow, TakeOver
-from sparsity_audit.stats.paired import gap_share, mean_interval
-from sparsity_audit.tokens.intervals import RatioEstimate, ratio_estimates, resample
+from sparsity_audit.stats.paired import gap_share, mean_interval, resample
+from sparsity_audit.tokens.intervals import RatioEstimate, ratio_estimates
 from sparsity_audit.tokens.intervention import cross_sample
 from sparsity_audit.tokens.patching import PositionJs, js_to_tuned, verify_same_shapes
 from sparsity_audit.tokens.rules import Above

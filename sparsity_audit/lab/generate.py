@@ -97,7 +97,8 @@ def _noise(batch: int, distribution: Tensor, generator: torch.Generator | None) 
     """Exp(1) for every row of the batch, ended or not: a row's noise does not depend on when others end."""
     if generator is None:
         return None
-    return distribution.new_empty(batch, distribution.shape[1]).exponential_(generator=generator)
+    noise = distribution.new_empty(batch, distribution.shape[1]).exponential_(generator=generator)
+    return noise.clamp_(min=torch.finfo(noise.dtype).tiny)  # 0 / 0 would win the race as NaN
 
 
 def _choose(distribution: Tensor, noise: Tensor | None, rows: Tensor) -> Tensor:

@@ -10,18 +10,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparsity_audit.report import page_headline, page_heat, page_precision, page_sections, svg_charts
 from sparsity_audit.report.page_data import MAX_MAPS, axis_criterion, axis_maps, page_data, script_json
+from sparsity_audit.report.page_template import TEMPLATES, render_page
 from sparsity_audit.report.schema import DiffReport, PrecisionRecord
 
 __all__ = ["render_html"]
-
-_TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render_html(report: DiffReport, *, axes: Mapping[str, np.ndarray]) -> bytes:
@@ -32,20 +30,13 @@ def render_html(report: DiffReport, *, axes: Mapping[str, np.ndarray]) -> bytes:
         axes: `NAME.rows` and `NAME.cols` → changed entries per row and column, as in
             `axis_counts.safetensors`; may be empty.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    style, script = (_TEMPLATES / name for name in ("report.css", "report.js"))
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    style, script = (TEMPLATES / name for name in ("report.css", "report.js"))
     texts = {"style": style.read_text("utf-8"), "script": script.read_text("utf-8")}
     maps = axis_maps(report, axes)
-    page = environment.get_template("report.html.jinja").render(
+    page = render_page(
+        "report.html.jinja",
         report=report,
         policy=_policy(texts),
         style=Markup(texts["style"]),  # noqa: S704  (files of this package)

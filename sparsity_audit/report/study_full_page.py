@@ -5,9 +5,7 @@ Contract: the bytes are a function of the report. One page without a script or a
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
+from sparsity_audit.report.page_template import TEMPLATES, render_page
 from sparsity_audit.report.study_full import FullReport
 from sparsity_audit.report.study_full_claims import DRAWERS
 from sparsity_audit.report.study_full_judging import RULE
@@ -16,7 +14,6 @@ from sparsity_audit.report.style import FORMATS, house_style, to_bytes
 
 __all__ = ["render_full_study"]
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _HISTORY = (
     "SGD's rate and the ranges of the KL coefficients come from pilots with seed 0. The standard coefficient "
     ".5 was added after a first frontier had a hole where penalties are compared; the verdict on the largest "
@@ -56,24 +53,17 @@ def render_full_study(report: FullReport, *, questions: dict[str, str]) -> dict[
 
 
 def _page(report: FullReport, svgs: dict[str, str], questions: dict[str, str]) -> bytes:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page: Any = environment.get_template("study_full.html.jinja").render(
+    page = render_page(
+        "study_full.html.jinja",
         report=report,
         facts=report.facts,
         questions=questions,
         rule=RULE,
         history=_HISTORY,
         policy=PAGE_POLICY,
-        style=Markup((_TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
+        style=Markup((TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
         svgs={key: Markup(svg) for key, svg in svgs.items()},  # noqa: S704  (matplotlib escapes its texts)
         marks=_MARKS,
     )

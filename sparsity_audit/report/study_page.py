@@ -8,16 +8,14 @@ figure's name in front, metadata and the style rule that would reach the whole p
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
 
+from sparsity_audit.report.page_template import TEMPLATES, render_page
 from sparsity_audit.report.study import StudyReport
 from sparsity_audit.report.study_figures import study_captions, study_figures
 from sparsity_audit.report.style import FORMATS, house_style, to_bytes
 
 __all__ = ["PAGE_POLICY", "inline_svg", "render_study"]
 
-_TEMPLATES = Path(__file__).with_name("templates")
 PAGE_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'"
 _HISTORY = {
     "study": "goals come from a prototype with another base, or were set beside it, and did not change. "
@@ -75,21 +73,14 @@ def inline_svg(svg: str, *, name: str) -> str:
 
 
 def _page(report: StudyReport, svgs: dict[str, str], captions: dict[str, str]) -> bytes:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page: Any = environment.get_template("study.html.jinja").render(
+    page = render_page(
+        "study.html.jinja",
         report=report,
         facts=report.facts,
         policy=PAGE_POLICY,
-        style=Markup((_TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
+        style=Markup((TEMPLATES / "study.css").read_text("utf-8")),  # noqa: S704  (a file of this package)
         svgs={key: Markup(svg) for key, svg in svgs.items()},  # noqa: S704  (matplotlib escapes its texts)
         captions=captions,
         marks=_MARKS,

@@ -11,12 +11,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparsity_audit.report.page_data import script_json
+from sparsity_audit.report.page_template import TEMPLATES, render_page
 from sparsity_audit.report.tokens import TokensReport
 from sparsity_audit.report.tokens_positions import FoundSets
 from sparsity_audit.report.tokens_tables import facts, failed_lines, figure_head, figure_rows, headline
@@ -24,7 +24,6 @@ from sparsity_audit.tokens.positions import Measured, Tops
 
 __all__ = ["render_tokens_page"]
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _MAX_FAILED = 100
 _COLUMNS = {
     "js": "js",
@@ -54,19 +53,12 @@ def render_tokens_page(
         scores: Set → 1 for a right completion, 0 for a wrong one, None where nothing judges.
         decode: Ids to text.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = ((_TEMPLATES / f"tokens.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style, script = ((TEMPLATES / f"tokens.{kind}").read_text("utf-8") for kind in ("css", "js"))
     data = _page_data(report, found, scores, decode)
-    page = environment.get_template("tokens.html.jinja").render(
+    page = render_page(
+        "tokens.html.jinja",
         policy=_policy(style, script),
         style=Markup(style),  # noqa: S704  (files of this package)
         script=Markup(script),  # noqa: S704

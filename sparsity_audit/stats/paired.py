@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["GapShare", "Mean", "gap_share", "mean_interval"]
+__all__ = ["GapShare", "Mean", "gap_share", "mean_interval", "resample"]
 
 _Z = 1.959963984540054
 _DRAWS = 2000
@@ -57,6 +57,12 @@ class GapShare:
     reason: str | None
 
 
+def resample(num_prompts: int, *, draws: int, seed: int) -> np.ndarray:
+    """int64[draws, prompts]: how often each prompt is in each resample."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=draws)
+
+
 def mean_interval(scores: np.ndarray, *, seed: int, draws: int = _DRAWS) -> Mean:
     """The mean of one score a prompt (or of a difference), percentile bootstrap.
 
@@ -72,7 +78,7 @@ def mean_interval(scores: np.ndarray, *, seed: int, draws: int = _DRAWS) -> Mean
     value = math.fsum(known) / num
     if num == 1:
         return Mean(value=value, low=None, high=None, num_prompts=1)
-    times = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=draws)
+    times = resample(num, draws=draws, seed=seed)
     low, high = np.quantile(times @ known / num, [0.025, 0.975]).tolist()
     return Mean(value=value, low=low, high=high, num_prompts=num)
 

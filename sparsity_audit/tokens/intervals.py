@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["RatioEstimate", "concentration_interval", "ratio_estimates", "resample"]
+__all__ = ["RatioEstimate", "concentration_interval", "ratio_estimates"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +31,6 @@ class RatioEstimate:
     high: float | None
 
 
-def resample(num_prompts: int, *, draws: int, seed: int) -> np.ndarray:
-    """int64[draws, prompts]: how often each prompt is in each resample."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=draws)
-
-
 def ratio_estimates(
     numerators: np.ndarray, denominators: np.ndarray, times: np.ndarray
 ) -> list[RatioEstimate]:
@@ -45,7 +39,7 @@ def ratio_estimates(
     Args:
         numerators: float64[prompts, figures]: sums over each prompt's positions.
         denominators: float64[prompts, figures].
-        times: From `resample`.
+        times: From `stats.paired.resample`.
     """
     found = []
     for above, below in zip(numerators.T, denominators.T, strict=True):

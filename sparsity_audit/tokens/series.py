@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_audit.tokens.intervals import RatioEstimate, ratio_estimates, resample
+from sparsity_audit.stats.paired import resample
+from sparsity_audit.tokens.intervals import RatioEstimate, ratio_estimates
 from sparsity_audit.tokens.summary import HIGH, LOW, PERCENTILES
 
 __all__ = ["TOP", "SetSeries", "StepDivergence", "summarise_series"]

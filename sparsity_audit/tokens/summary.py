@@ -15,12 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsity_audit.tokens.intervals import (
-    RatioEstimate,
-    concentration_interval,
-    ratio_estimates,
-    resample,
-)
+from sparsity_audit.stats.paired import resample
+from sparsity_audit.tokens.intervals import RatioEstimate, concentration_interval, ratio_estimates
 
 __all__ = [
     "CURVE_FRACS",

@@ -28,7 +28,7 @@ from sparsity_audit.masks.sources import PT_METADATA_NAME, StoredMask, open_sour
 from sparsity_audit.training.fingerprints import fingerprint, stored_forms, whole_of
 from sparsity_audit.training.parameters import NamedParameter, shard_like, strip_wrappers
 
-__all__ = ["BaseCheck", "BoundMask", "Unmasked", "UpdateMask", "bind_mask", "frozen_parts"]
+__all__ = ["BaseCheck", "BoundMask", "Unmasked", "UpdateMask", "bind_mask", "frozen_parts", "mask_folder"]
 
 UpdateMask: TypeAlias = str | Path | Mapping[str, torch.Tensor]
 """A mask directory of this tool, or name → torch.bool of the parameter's shape, True = may be updated."""
@@ -246,7 +246,12 @@ def _check_shape(subject: str, shape: Sequence[int], parameter: torch.Tensor) ->
         )
 
 
-def _bind_directory(parameters: Sequence[NamedParameter], path: str | Path, base: BaseCheck) -> BoundMask:
+def mask_folder(path: str | Path) -> Path:
+    """The directory of a mask that says what its ones mean.
+
+    Raises:
+        MaskError: It is no mask directory of this tool, or does not record its polarity.
+    """
     folder = Path(path).expanduser()
     if not (folder / INDEX_NAME).is_file() and not (folder / PT_METADATA_NAME).is_file():
         if folder.is_file() or any(folder.glob("*.pt")):
@@ -257,6 +262,11 @@ def _bind_directory(parameters: Sequence[NamedParameter], path: str | Path, base
                 remedy=f"sparsity-audit mask convert {path} -o MASK, with --inverted where 1 means frozen",
             )
         open_encoded(folder)  # raises, saying what the directory is instead
+    return folder
+
+
+def _bind_directory(parameters: Sequence[NamedParameter], path: str | Path, base: BaseCheck) -> BoundMask:
+    folder = mask_folder(path)
     with closing(open_source(folder)) as source:
         binding = _Binding(parameters, source.tensors, str(path))
         unverified = []

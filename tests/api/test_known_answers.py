@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from sparsity_audit import diff
+from sparsity_audit import diff, lab_evaluate, overlap
 from sparsity_audit.types import View
+
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "addition"
 
 BF16 = {
     "grpo-bf16-seed0": 0.3802,
@@ -32,6 +36,33 @@ def test_a_bf16_run_has_the_known_sparsity(addition, run: str) -> None:
     report = diff(addition / "base-bf16", addition / run)
     assert round(report.headline("value", View.NATIVE).sparsity, 4) == BF16[run]
     assert report.accounts.base.compared == report.accounts.base.total == 148_928
+
+
+EXAMPLES = {"grpo-seed0": 0.684, "grpo-seed1": 0.680, "shuffled-seed2": 0.687}
+"""As the README and `examples/README.md` print them."""
+
+
+@pytest.mark.parametrize("run", EXAMPLES)
+def test_an_example_has_the_sparsity_that_the_readme_states(run: str) -> None:
+    report = diff(_EXAMPLES / "base", _EXAMPLES / run)
+    assert round(report.headline("value", View.NATIVE).sparsity, 3) == EXAMPLES[run]
+
+
+def test_the_examples_overlap_as_the_readme_states() -> None:
+    runs = [_EXAMPLES / run for run in EXAMPLES]
+    found = overlap(runs, base=_EXAMPLES / "base").pairs
+    assert [round(pair.overall.jaccard, 3) for pair in found] == [0.892, 0.891, 0.887]
+    assert round(found[0].overall.nulls["magnitude"].jaccard, 3) == 0.874
+    assert [round(pair.overall.nulls["magnitude"].excess_share, 2) for pair in found] == [0.17, 0.05, 0.06]
+
+
+def test_the_examples_learned_and_their_control_did_not() -> None:
+    scores = {
+        run: lab_evaluate(_EXAMPLES / run, num_prompts=256, num_samples=2) for run in ("base", *EXAMPLES)
+    }
+    learned = min(scores["grpo-seed0"].accuracy.value, scores["grpo-seed1"].accuracy.value)
+    assert learned > scores["base"].accuracy.high + 0.2  # .72 and .76 against .40, standard errors of .02
+    assert scores["shuffled-seed2"].accuracy.value < scores["base"].accuracy.value
 
 
 @pytest.mark.parametrize("run", FP32_AS_SERVED)

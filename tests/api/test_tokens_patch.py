@@ -89,6 +89,25 @@ def test_completions_without_a_judge_have_no_accuracy(models, tmp_path) -> None:
     assert all(row.accuracy is None for row in report.rows)
 
 
+def _any_sum(_line, completion) -> bool:
+    return "#" in completion
+
+
+def test_a_function_that_judges_stands_in_the_record_by_its_name(models, tmp_path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
+    asked = {"prompts": path, "verifier": _any_sum, "max_new_tokens": 6, "figures": False}
+    assert tokens_patch(*models, parts=("layer",), completions="tuned", **asked).verifier == "_any_sum"
+    assert tokens_critical(models[0], **asked).verifier == "_any_sum"
+
+
+def test_a_verifier_beside_a_task_is_refused_not_preferred(models) -> None:
+    for call in (lambda **o: tokens_patch(*models, **o), lambda **o: tokens_critical(models[0], **o)):
+        with pytest.raises(UsageError, match="a task of the lab judges by itself") as caught:
+            call(verifier=_any_sum, **TASK)
+        assert "leave --verifier out" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from sparsity_audit.tokens.intervals import concentration_interval, ratio_estimates, resample
+from sparsity_audit.stats.paired import resample
+from sparsity_audit.tokens.intervals import concentration_interval, ratio_estimates
 from sparsity_audit.tokens.shifted import by_prompt, shifted_positions, shifted_tokens
 from sparsity_audit.tokens.summary import CURVE_FRACS, JS_EDGES, summarise
 
