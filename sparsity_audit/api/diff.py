@@ -73,7 +73,14 @@ def plan_diff(
 ) -> PlanSummary:
     """What `diff` would compare, from headers alone. Arguments and errors as there."""
     prepared = _prepare(
-        base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes
+        base,
+        tuned,
+        criteria=criteria,
+        view=view,
+        maps=maps,
+        stats=stats,
+        unit_bytes=unit_bytes,
+        skip_equal=not spectral,
     )
     plan, alignment = prepared.plan, prepared.alignment
     lost = [f"{left.side} {left.name}: {left.reason}" for left in alignment.leftovers]
@@ -159,7 +166,14 @@ def diff(
     if preset is not None:
         criteria = preset_criteria(preset, criteria)
     prepared = _prepare(
-        base, tuned, criteria=criteria, view=view, maps=maps, stats=stats, unit_bytes=unit_bytes
+        base,
+        tuned,
+        criteria=criteria,
+        view=view,
+        maps=maps,
+        stats=stats,
+        unit_bytes=unit_bytes,
+        skip_equal=mask is None and not spectral,
     )
     for text in (*prepared.base.notes, *prepared.tuned.notes):
         note(text)
@@ -252,6 +266,7 @@ def _prepare(
     maps: Sequence[tuple[str, str]],
     stats: Level,
     unit_bytes: int | None,
+    skip_equal: bool,
 ) -> _Prepared:
     asked = [c if isinstance(c, Criterion) else Criterion.parse(c) for c in criteria]
     counted = _counted(criteria, stats)
@@ -279,10 +294,22 @@ def _prepare(
         )
         for pair, shrink in zip(alignment.pairs, shrinks, strict=True)
     )
-    plan = make_plan(*sides, alignment, specs=specs, unit_bytes=unit_bytes or _UNIT_BYTES)
     tops = tuple(dict.fromkeys(c for c in asked if c.kind == "top"))
+    plan = make_plan(
+        *sides,
+        alignment,
+        specs=specs,
+        unit_bytes=unit_bytes or _UNIT_BYTES,
+        # Masks, and draws that are keyed by fingerprints, need those of every tensor.
+        skip_equal=skip_equal and not tops,
+    )
     return _Prepared(
-        base=sides[0], tuned=sides[1], alignment=alignment, plan=plan, criterion=chosen, tops=tops
+        base=sides[0],
+        tuned=replace(sides[1], notes=(*sides[1].notes, *plan.notes)),
+        alignment=alignment,
+        plan=plan,
+        criterion=chosen,
+        tops=tops,
     )
 
 

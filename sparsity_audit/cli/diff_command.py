@@ -16,6 +16,7 @@ from sparsity_audit.cli.options import (
     echo_note,
     format_options,
     progress_is_wanted,
+    stream_option,
 )
 from sparsity_audit.cli.pairs_options import (
     echo_preset,
@@ -126,6 +127,7 @@ _FRACTION = click.FloatRange(0, 1)
 @click.option(
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directories."
 )
+@stream_option
 @format_options
 @config_option
 @click.pass_context

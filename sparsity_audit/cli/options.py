@@ -21,6 +21,7 @@ __all__ = [
     "echo_note",
     "format_options",
     "progress_is_wanted",
+    "stream_option",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -97,6 +98,27 @@ CRITERIA = _CriteriaType()
 CRITERION = _CriterionType()
 MAP_RULE = _MapRuleType()
 OUTPUT_PATH = _OutputPath(path_type=Path)
+
+
+def _choose_access(access: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def choose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's call
+        if value:
+            from sparsity_audit.checkpoint.access import hub_access
+
+            ctx.with_resource(hub_access(access))
+
+    return choose
+
+
+def stream_option(command: _Command) -> _Command:
+    """Add `--stream`: everything that the command opens on the Hub is read by ranges."""
+    return click.option(
+        "--stream",
+        is_flag=True,
+        expose_value=False,
+        callback=_choose_access("stream"),
+        help="Read checkpoints on the Hub by ranges, without downloading them; needs no disk.",
+    )(command)
 
 
 def format_options(command: _Command) -> _Command:

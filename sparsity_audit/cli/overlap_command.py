@@ -16,6 +16,7 @@ from sparsity_audit.cli.options import (
     config_option,
     echo_note,
     format_options,
+    stream_option,
 )
 from sparsity_audit.types import Criterion, View
 
@@ -106,6 +107,7 @@ WALK = _WalkType()
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@stream_option
 @format_options
 @config_option
 def overlap(*, output_format: str, as_json: bool, **options: Any) -> None:

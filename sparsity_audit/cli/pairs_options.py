@@ -24,7 +24,18 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _WITH_PAIRS = frozenset(
     {
-        *("pairs", "only", "evict", "output", "overwrite", "figures", "workers", "kernel", "device"),
+        *(
+            "pairs",
+            "only",
+            "evict",
+            "stream",
+            "output",
+            "overwrite",
+            "figures",
+            "workers",
+            "kernel",
+            "device",
+        ),
         *("loggers", "log_project", "dry_run", "output_format", "as_json"),
     }
 )

@@ -14,6 +14,7 @@ from sparsity_audit.cli.options import (
     config_option,
     echo_note,
     format_options,
+    stream_option,
 )
 from sparsity_audit.types import View
 
@@ -73,6 +74,7 @@ class _LagsType(click.ParamType):
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@stream_option
 @format_options
 @config_option
 def series(*, output_format: str, as_json: bool, **options: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
+from sparsity_audit.passes.ahead import announce
 from sparsity_audit.passes.aligned import AlignedTensor, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
 from sparsity_audit.passes.plan import WorkUnit, blocks_of
@@ -79,7 +80,8 @@ def sum_deltas(
                 readers = [inner.enter_context(MaskReader(mask)) for mask in masks]
                 return _of_unit(unit, aligned.tensors[unit.pair], of_base, of_runs, readers, view)
 
-        blocks = {unit.key: found for unit, found in in_threads(work, aligned.units, workers=workers)}
+        units = announce(aligned.units, aligned.parts_of, (of_base, *of_runs))
+        blocks = {unit.key: found for unit, found in in_threads(work, units, workers=workers)}
     for catalogue in (base, *runs):
         catalogue.verify_unchanged()
     ordered = [block for unit in aligned.units for block in blocks[unit.key]]

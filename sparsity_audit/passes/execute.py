@@ -12,18 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from sparsity_audit.align.records import Pair, TensorSlice
+from sparsity_audit.checkpoint.ranges import FileRead, coalesce
+from sparsity_audit.checkpoint.read_ahead import AheadSource, ReadAhead, current_pace, remote_files
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import ByteSource, Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.numpy_kernel import to_float64
-from sparsity_audit.compare.pair import UnitComparer
+from sparsity_audit.compare.pair import PairSpec, UnitComparer, unchanged_tally
 from sparsity_audit.compare.scaled import Descaler, ScaledUnitComparer
+from sparsity_audit.passes.ahead import announce
 from sparsity_audit.passes.journal import Journal
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.seams import reached
@@ -58,18 +62,42 @@ class OpenFiles:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._files: dict[int, ByteSource] = {}
+        self._remote = remote_files(catalogue.files)
+        self._ahead: ReadAhead | None = None
         self._lock = threading.Lock()
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether a file lies behind a network."""
+        return bool(self._remote)
+
+    def expect(self, reads: Iterable[FileRead], *, in_flight: int | None = None) -> None:
+        """Begin to fetch what will be read next, in this order; what was expected before is dropped."""
+        reads = [read for read in reads if read.file in self._remote]
+        self.close()
+        pace = current_pace()
+        if in_flight is not None:
+            pace = replace(pace, in_flight=in_flight)
+        windows = coalesce(reads, window_bytes=pace.window_bytes)
+        if windows:
+            self._ahead = ReadAhead(self._remote, windows, pace)
 
     def __getitem__(self, number: int) -> ByteSource:
         with self._lock:
             if number not in self._files:
-                self._files[number] = self._catalogue.files[number].open()
+                file = self._catalogue.files[number].open()
+                if self._ahead is not None and number in self._remote:
+                    file = AheadSource(number, self._ahead, file)
+                self._files[number] = file
             return self._files[number]
 
     def close(self) -> None:
-        """Close all of them."""
-        for file in self._files.values():
-            file.close()
+        """End what is under way and close all files; a later read opens them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        while self._files:
+            self._files.popitem()[1].close()
 
 
 def run_plan(
@@ -107,6 +135,7 @@ def run_plan(
     base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
 
     try:
+        todo = announce(todo, plan.parts_of, (base, tuned))
         results = _results(plan, todo, base=base, tuned=tuned, kernel=kernel, bits=bits, workers=workers)
         with closing(results):  # reads end before their files are closed
             for unit, tally in results:
@@ -158,12 +187,17 @@ def _results(
     from sparsity_audit.passes.device_stream import stream_units
 
     assert isinstance(kernel, DeviceKernel)
-    plain = [unit for unit in units if not plan.specs[unit.pair].scaled]
+    plain = [unit for unit in units if not _is_for_host(plan.specs[unit.pair])]
     yield from stream_units(plan, plain, kernel=kernel, base=base, tuned=tuned, bits=bits)
-    scaled = [unit for unit in units if plan.specs[unit.pair].scaled]
-    if scaled:  # devices compare stored codes only; every kernel gives the same counts
+    others = [unit for unit in units if _is_for_host(plan.specs[unit.pair])]
+    if others:  # every kernel gives the same counts
         host = load_kernel("auto", num_bytes=plan.num_bytes)
-        yield from _results(plan, scaled, base=base, tuned=tuned, kernel=host, bits=bits, workers=workers)
+        yield from _results(plan, others, base=base, tuned=tuned, kernel=host, bits=bits, workers=workers)
+
+
+def _is_for_host(spec: PairSpec) -> bool:
+    """Whether the host compares a pair: devices read both sides, and take codes for values."""
+    return spec.scaled or spec.known_equal
 
 
 def in_threads(
@@ -212,11 +246,11 @@ def read_blocks(
     held = spec.of_values
     for block in blocks_of(unit, itemsize=max(held.base.itemsize, held.tuned.itemsize)):
         first, shape = block.row * cols + block.col, (block.num_rows, block.num_cols)
-        yield (
-            block,
-            read_part(pair.base, base, "base", first, shape),
-            read_part(pair.tuned, tuned, "tuned", first, shape),
-        )
+        base_codes = read_part(pair.base, base, "base", first, shape)
+        if spec.known_equal:
+            yield block, base_codes, base_codes
+        else:
+            yield block, base_codes, read_part(pair.tuned, tuned, "tuned", first, shape)
     for catalogue, part in ((plan.base, pair.base), (plan.tuned, pair.tuned)):
         catalogue.files[part.spec.file].verify_unchanged()
         if part.scale is not None:
@@ -264,6 +298,9 @@ def _run_unit(
     plan: Plan, unit: WorkUnit, *, base: OpenFiles, tuned: OpenFiles, kernel: Kernel, bits: BitSink | None
 ) -> Tally:
     pair, spec = plan.pairs[unit.pair], plan.specs[unit.pair]
+    if spec.unread:
+        assert bits is None, "a mask needs fingerprints"
+        return unchanged_tally(spec, unit.num_entries)
     rows, cols = pair.base.rows_cols
     place = {"rows": rows, "cols": cols, "first_entry": unit.first_entry}
     if spec.scaled:

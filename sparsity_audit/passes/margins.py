@@ -21,6 +21,7 @@ from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
 from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.passes.ahead import announce
 from sparsity_audit.passes.execute import OpenFiles, descaler, in_threads
 from sparsity_audit.passes.plan import Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.stats.stripes import MagnitudeNull, MatrixNull, StratumRate, line_score, stratum_rates
@@ -78,6 +79,7 @@ def magnitude_nulls(
             units.append(WorkUnit(pair=number, rows=(0, rows), cols=(0, cols), total_cols=cols))
     files = OpenFiles(plan.base)
     try:
+        units = announce(units, lambda unit: (plan.pairs[unit.pair].base,), (files,))
         results = in_threads(
             lambda unit: _count(plan, unit, rates[unit.pair], files=files, view=view), units, workers=workers
         )

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
-from sparsity_audit.align.records import Alignment, Pair
-from sparsity_audit.checkpoint.store import Catalogue
+from sparsity_audit.align.records import Alignment, Pair, TensorSlice
+from sparsity_audit.checkpoint.layout import abridged
+from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.types import Criterion
@@ -91,11 +92,37 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that will be read, both sides."""
+        """Bytes that are compared, both sides."""
         return sum(
             pair.base.num_entries * (spec.base.itemsize + spec.tuned.itemsize)
             for pair, spec in zip(self.pairs, self.specs, strict=True)
         )
+
+    @property
+    def equal_files(self) -> tuple[str, ...]:
+        """Names of the tuned side's files that hashes prove equal to the base's."""
+        numbers = {
+            pair.tuned.spec.file
+            for pair, spec in zip(self.pairs, self.specs, strict=True)
+            if spec.known_equal
+        }
+        return tuple(self.tuned.files[number].name for number in sorted(numbers))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know of files that are not read, or read once for both sides."""
+        names, files = self.equal_files, self.tuned.files
+        if not names:
+            return ()
+        is_unread = all(spec.unread for spec in self.specs if spec.known_equal)
+        done = "not read" if is_unread else "read once for both sides"
+        kinds = " or ".join(sorted({file.digest.partition(":")[0] for file in files if file.digest}))
+        return (f"{len(names)} of {len(files)} files are the base's by {kinds}, {done}: {abridged(names)}",)
+
+    def parts_of(self, unit: WorkUnit) -> tuple[TensorSlice | None, TensorSlice | None]:
+        """What a unit reads of base and tuned; None where it reads nothing of a side."""
+        pair, spec = self.pairs[unit.pair], self.specs[unit.pair]
+        return None if spec.unread else pair.base, None if spec.known_equal else pair.tuned
 
     @property
     def num_entries(self) -> int:
@@ -110,6 +137,7 @@ def make_plan(
     *,
     specs: tuple[PairSpec, ...],
     unit_bytes: int,
+    skip_equal: bool = False,
 ) -> Plan:
     """The work units of a comparison.
 
@@ -119,9 +147,11 @@ def make_plan(
         alignment: How they match.
         specs: What is asked of each pair, in the alignment's order; the alignment says which are scaled.
         unit_bytes: Aim for at most so many bytes a side and unit.
+        skip_equal: Read nothing of files whose hashes are equal; only where counts are all that is wanted.
     """
     specs = tuple(
-        replace(spec, scaled=pair.is_scaled) for pair, spec in zip(alignment.pairs, specs, strict=True)
+        _completed(spec, pair, base, tuned, skip_equal=skip_equal)
+        for pair, spec in zip(alignment.pairs, specs, strict=True)
     )
     units: list[WorkUnit] = []
     for number, (pair, spec) in enumerate(zip(alignment.pairs, specs, strict=True)):
@@ -135,6 +165,45 @@ def make_plan(
         units=tuple(units),
         key=_plan_key(base, tuned, alignment, specs, unit_bytes),
     )
+
+
+def _completed(
+    spec: PairSpec, pair: Pair, base: Catalogue, tuned: Catalogue, *, skip_equal: bool
+) -> PairSpec:
+    is_equal = pair.base.spec.dtype is pair.tuned.spec.dtype and all(
+        _is_same_place(ours, theirs, base, tuned) for ours, theirs in _stored(pair)
+    )
+    unread = is_equal and skip_equal and spec.level == "counts"
+    return replace(spec, scaled=pair.is_scaled, known_equal=is_equal, unread=unread)
+
+
+def _stored(pair: Pair) -> Iterator[tuple[TensorSlice | None, TensorSlice | None]]:
+    """The slices on both sides, and those of their scales."""
+    yield pair.base, pair.tuned
+    if pair.is_scaled:
+        ours, theirs = pair.base.scale, pair.tuned.scale
+        yield (
+            None if ours is None else TensorSlice.whole(ours.spec),
+            None if theirs is None else TensorSlice.whole(theirs.spec),
+        )
+
+
+def _is_same_place(
+    ours: TensorSlice | None, theirs: TensorSlice | None, base: Catalogue, tuned: Catalogue
+) -> bool:
+    """Whether both are the same bytes of files with one content, by hash."""
+    if ours is None or theirs is None:
+        return False
+    digests = base.files[ours.spec.file].digest, tuned.files[theirs.spec.file].digest
+    if not digests[0] or digests[0] != digests[1]:
+        return False
+
+    def place(part: TensorSlice) -> tuple[object, ...]:
+        spec = part.spec
+        layout = spec.dtype, spec.extent, spec.strides, spec.big_endian, spec.shape
+        return (*layout, part.start_entry, part.num_runs, part.step)
+
+    return place(ours) == place(theirs)
 
 
 def _cut(number: int, shape: tuple[int, int], *, max_entries: int) -> Iterator[WorkUnit]:
@@ -172,11 +241,15 @@ def blocks_of(unit: WorkUnit, *, itemsize: int, block_bytes: int = BLOCK_BYTES) 
         yield Block(row=row, num_rows=min(step, row_stop - row), col=col_start, num_cols=width)
 
 
+def _identity(file: FileEntry) -> list[str | int]:
+    return [file.name, file.num_bytes, file.mtime_ns] + ([file.version] if file.version else [])
+
+
 def _plan_key(
     base: Catalogue, tuned: Catalogue, alignment: Alignment, specs: tuple[PairSpec, ...], unit_bytes: int
 ) -> str:
     def side(catalogue: Catalogue) -> list[Any]:
-        return [catalogue.resolved, [[f.name, f.num_bytes, f.mtime_ns] for f in catalogue.files]]
+        return [catalogue.resolved, [_identity(f) for f in catalogue.files]]
 
     questions = [
         [
@@ -186,7 +259,8 @@ def _plan_key(
                 + ([] if s.scale is None else [s.scale.spec.name, s.scale.block])
                 for s in (pair.base, pair.tuned)
             ],
-            [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink],
+            [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink]
+            + (["unread"] if spec.unread else []),
             [c.key for c in spec.criteria],
         ]
         for pair, spec in zip(alignment.pairs, specs, strict=True)

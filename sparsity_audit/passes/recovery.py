@@ -21,6 +21,7 @@ from sparsity_audit.compare.accumulate import Accumulator, Kernel, KernelSpec
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
+from sparsity_audit.passes.ahead import announce
 from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
@@ -181,7 +182,8 @@ def measure_recovery(
             stack.callback(files[-1].close)
         task = _Task(aligned, files, mask, tuple(own_masks), view, kernel)
         units = aligned.units
-        found = {unit.key: result for unit, result in in_threads(task.run, units, workers=workers)}
+        ordered = announce(units, aligned.parts_of, files)
+        found = {unit.key: result for unit, result in in_threads(task.run, ordered, workers=workers)}
     for catalogue in (base, full, *runs):
         catalogue.verify_unchanged()
     numbers = range(1 + len(runs))

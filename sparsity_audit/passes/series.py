@@ -19,6 +19,7 @@ from sparsity_audit.compare.deltas import codes_in_view
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.masks.bitmask import popcount
+from sparsity_audit.passes.ahead import announce
 from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
 from sparsity_audit.passes.execute import OpenFiles, in_threads, read_part
 from sparsity_audit.passes.plan import WorkUnit, blocks_of, default_criteria
@@ -89,7 +90,8 @@ def count_series(
         def work(unit: WorkUnit) -> TrajectoryCounts:
             return _of_unit(unit, aligned.tensors[unit.pair], files, kernel=kernel, view=view, lags=lags)
 
-        counts = _merged(aligned, work, len(steps), lags, workers=workers)
+        units = announce(aligned.units, aligned.parts_of, files)
+        counts = _merged(aligned, work, units, lags, workers=workers)
     for catalogue in (base, *steps):
         catalogue.verify_unchanged()
     return SeriesPass(counts=counts, left_out=aligned.left_out)
@@ -105,13 +107,13 @@ def _refusal(tensor: AlignedTensor) -> str | None:
 def _merged(
     aligned: AlignedRuns,
     work: Callable[[WorkUnit], TrajectoryCounts],
-    num_steps: int,
+    units: Sequence[WorkUnit],
     lags: Sequence[int],
     *,
     workers: int,
 ) -> dict[str, TrajectoryCounts]:
-    counts = {tensor.name: _nothing(tensor, num_steps, lags) for tensor in aligned.tensors}
-    for unit, found in in_threads(work, aligned.units, workers=workers):
+    counts = {tensor.name: _nothing(tensor, len(tensor.tuned), lags) for tensor in aligned.tensors}
+    for unit, found in in_threads(work, units, workers=workers):
         name = aligned.tensors[unit.pair].name
         counts[name] = counts[name].merge(found)
     return counts

@@ -22,6 +22,7 @@ import numpy as np
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.compare.numpy_kernel import integer_distance
 from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.passes.ahead import announce
 from sparsity_audit.passes.execute import BitSink, OpenFiles, in_threads, read_values
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
@@ -324,7 +325,7 @@ class _Reader:
                     )
             return part
 
-        return in_threads(work, self._units, workers=self._workers)
+        return in_threads(work, self._announced(), workers=self._workers)
 
     def _map(self, function):
         def work(unit: WorkUnit) -> list:
@@ -335,7 +336,11 @@ class _Reader:
                 found.append(function(codes[eligible], hashes[eligible]))
             return found
 
-        return in_threads(work, self._units, workers=self._workers)
+        return in_threads(work, self._announced(), workers=self._workers)
+
+    def _announced(self) -> list[WorkUnit]:
+        """The units of one more pass; sums and lists of keys are the same in any order."""
+        return announce(self._units, self._plan.parts_of, (self._base, self._tuned))
 
     def _blocks(self, unit: WorkUnit):
         return read_values(self._plan, unit, base=self._base, tuned=self._tuned)

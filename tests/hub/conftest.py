@@ -23,10 +23,10 @@ from hub_server import HubServer
 
 _CLIENT = """
 import json, sys
-from sparsity_audit.checkpoint import hub
+from sparsity_audit.checkpoint import hub_calls
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.errors import SparsityAuditError
-hub._WAITS_S = (0.05, 0.1)
+hub_calls.WAITS_S = (0.05, 0.1)
 try:
     c = open_checkpoint(sys.argv[1])
 except SparsityAuditError as e:

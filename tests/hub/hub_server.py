@@ -65,6 +65,9 @@ class HubServer:
         self.listed_sizes: dict[str, int] = {}
         self.on_request: Any = None
         self.blobs: dict[str, bytes] = {}
+        self.ignores_range = False
+        self.expired: set[str] = set()
+        self.signed: list[str] = []
         self._lock = threading.Lock()
         self._servers = [_serve(self, _HubHandler), _serve(self, _StorageHandler)]
         # Another host name, not only another port: some versions of the library compare names alone.
@@ -97,6 +100,12 @@ class HubServer:
         for data in files.values():
             self.blobs[hashlib.sha256(data).hexdigest()] = data
         return commit
+
+    def sign(self) -> str:
+        """A new signature; it is good until it is put into `expired`."""
+        with self._lock:
+            self.signed.append(f"secret-signature-{len(self.signed)}")
+            return self.signed[-1]
 
     def fail(self, pattern: str, **fault: Any) -> Fault:
         self.faults.append(Fault(pattern, **fault))
@@ -263,7 +272,7 @@ class _HubHandler(_Handler):
                 "X-Linked-Etag": f'"{sha256}"',
                 "X-Linked-Size": str(len(data)),
                 "ETag": f'"{_oid(data)}"',
-                "Location": f"{self.hub.storage_url}/{sha256}/{quote(path)}?Signature=secret-signature",
+                "Location": f"{self.hub.storage_url}/{sha256}/{quote(path)}?Signature={self.hub.sign()}",
             }
             self.send(302, b"", headers)
         else:
@@ -278,12 +287,17 @@ class _StorageHandler(_Handler):
         if data is None or "Authorization" in self.headers:
             self.send(403, b"")
             return
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if match is None:
+        signed = parse_qs(urlsplit(self.path).query).get("Signature", [""])[0]
+        if signed in self.hub.expired:
+            self.send(403, b"<Error><Code>AccessDenied</Code></Error>")
+            return
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if match is None or self.hub.ignores_range:
             self.send(200, data, {"Accept-Ranges": "bytes"})
             return
-        start = int(match[1])
-        self.send(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
+        start, last = int(match[1]), int(match[2] or len(data) - 1)
+        body = data[start : last + 1]
+        self.send(206, body, {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(data)}"})
 
 
 def _oid(data: bytes) -> str:

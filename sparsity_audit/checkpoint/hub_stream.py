@@ -1,0 +1,161 @@
+"""Open a checkpoint on the Hub without downloading it: headers now, tensor data by ranges when it is read.
+
+Contract: as `hub.fetch` for what is read and which commit it is of; `config.json` and the index are held in
+memory and nothing is written. A file that lies in the Hub library's cache at that commit, in the length that
+the Hub lists, is read from there. Shards' headers are fetched several at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsity_audit.checkpoint.hub_calls import (
+    HubListing,
+    ListedFile,
+    choose_hub_layout,
+    hub_api,
+    list_files,
+    refuse_missing,
+    resolve_commit,
+)
+from sparsity_audit.checkpoint.hub_errors import translate
+from sparsity_audit.checkpoint.hub_file import HubFile
+from sparsity_audit.checkpoint.hub_reference import HubReference
+from sparsity_audit.checkpoint.joining import (
+    MAX_JSON_BYTES,
+    confirm_index,
+    gathered,
+    join_contents,
+    parse_object,
+    weight_map_of,
+)
+from sparsity_audit.checkpoint.layout import abridged, unread_weights
+from sparsity_audit.checkpoint.remote import RemoteFile
+from sparsity_audit.checkpoint.store import Catalogue, FileEntry
+from sparsity_audit.errors import CorruptCheckpointError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["load_heads", "open_streamed", "remote_entry"]
+
+_CONFIG = "config.json"
+_HEADERS_AT_ONCE = 8
+
+
+def open_streamed(reference: HubReference) -> Catalogue:
+    """The catalogue of a checkpoint whose files stay on the Hub.
+
+    Raises:
+        HubError: The Hub refused, failed, could not be reached, or has no such repository or revision.
+        CheckpointNotFoundError: The repository holds no checkpoint, or an index names a shard it lacks.
+        CorruptCheckpointError: A header or the index contradicts the files.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    api = hub_api()
+    try:
+        commit, notes = resolve_commit(api, reference)
+        pinned = reference.pinned(commit)
+        listing = list_files(api, pinned)
+    except OfflineModeIsEnabled as error:
+        raise translate(error, reference) from error
+    layout = choose_hub_layout(pinned, listing)
+    shards, weight_map = layout.files, None
+    if layout.index is not None:
+        index = _small_file(api, pinned, layout.index, listing)
+        subject = f"{reference.text}: {layout.index}"
+        weight_map = weight_map_of(parse_object(index, subject=subject), subject=subject)
+        shards = tuple(sorted(set(weight_map.values())))
+    refuse_missing(pinned, layout, shards=shards, present=listing)
+    files = tuple(_entry(api, pinned, name, listing[name]) for name in shards)
+    config = {}
+    if _CONFIG in listing:
+        raw = _small_file(api, pinned, _CONFIG, listing)
+        config = parse_object(raw, subject=f"{reference.text}: {_CONFIG}")
+    load_heads(files)
+    contents = join_contents(files, subject=reference.text)
+    _drop_heads(files)
+    catalogue = gathered(files, contents, reference=reference.text, resolved=pinned.uri, config=config)
+    if weight_map is not None:
+        confirm_index(f"{reference.text}: {layout.index}", weight_map, catalogue)
+    notes = (*notes, *_unread_note(reference, listing, shards), *catalogue.notes)
+    return replace(catalogue, notes=notes)
+
+
+def _entry(api: HfApi, pinned: HubReference, name: str, listed: ListedFile) -> FileEntry:
+    cached = _cached(pinned, name, listed)
+    if cached is not None:
+        return replace(FileEntry.from_path(cached), name=pinned.path_of(name), digest=listed.digest)
+    remote = HubFile(api, pinned, pinned.path_of(name), listed)
+    return remote_entry(remote, name=pinned.path_of(name), digest=listed.digest)
+
+
+def remote_entry(remote: RemoteFile, *, name: str, digest: str = "", version: str = "") -> FileEntry:
+    """The entry of a file behind a network; its path is made up, absolute, and ends like the name."""
+    return FileEntry(
+        path=Path("/", remote.place.replace(", file ", "/")),
+        name=name,
+        num_bytes=remote.num_bytes,
+        mtime_ns=0,
+        inode=0,
+        remote=remote,
+        digest=digest,
+        version=version,
+    )
+
+
+def _cached(pinned: HubReference, name: str, listed: ListedFile) -> Path | None:
+    """Where the Hub library's cache holds the file whole, if it does."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(pinned.repo_id, pinned.path_of(name), revision=pinned.revision)
+    if not isinstance(found, str) or Path(found).stat().st_size != listed.num_bytes:
+        return None
+    return Path(found)
+
+
+def _small_file(api: HfApi, pinned: HubReference, name: str, listing: HubListing) -> bytes:
+    listed = listing[name]
+    if listed.num_bytes > MAX_JSON_BYTES:
+        raise CorruptCheckpointError(
+            f"{pinned.text}: {name}",
+            f"is longer than {MAX_JSON_BYTES} bytes",
+            expected="an index or a configuration",
+        )
+    cached = _cached(pinned, name, listed)
+    return (
+        HubFile(api, pinned, pinned.path_of(name), listed).read_whole()
+        if cached is None
+        else cached.read_bytes()
+    )
+
+
+def load_heads(files: Sequence[FileEntry]) -> None:
+    """Fetch the starts of remote files, several at a time; the first error in the files' order is raised."""
+    remotes = [entry.remote for entry in files if isinstance(entry.remote, RemoteFile)]
+    if not remotes:
+        return
+    with ThreadPoolExecutor(max_workers=_HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
+        for done in [pool.submit(remote.load_head) for remote in remotes]:
+            done.result()
+
+
+def _drop_heads(files: Sequence[FileEntry]) -> None:
+    for entry in files:
+        if isinstance(entry.remote, RemoteFile):
+            entry.remote.drop_head()
+
+
+def _unread_note(
+    reference: HubReference, names: Mapping[str, object], shards: Sequence[str]
+) -> tuple[str, ...]:
+    unread = unread_weights(names, shards)
+    if not unread:
+        return ()
+    first = shards[0] + (" …" if len(shards) > 1 else "")
+    return (f"{reference.text}: read {first}; ignored {abridged(unread)}",)
