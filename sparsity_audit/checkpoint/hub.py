@@ -37,7 +37,7 @@ from sparsity_audit.errors import HubError
 if TYPE_CHECKING:
     from huggingface_hub import CachedRevisionInfo, HfApi
 
-__all__ = ["HubSnapshot", "fetch"]
+__all__ = ["HubSnapshot", "download_file", "fetch"]
 
 _CONFIG = "config.json"
 _MAX_INDEX_BYTES = 50_000_000
@@ -91,11 +91,16 @@ def _download_checkpoint(
     companions = [_CONFIG] if _CONFIG in sizes else []
     shards: tuple[str, ...] = layout.files
     if layout.index is not None:
-        shards = _shards_of(_download(api, pinned, layout.index, num_bytes=sizes[layout.index]))
+        shards = _shards_of(
+            download_file(api, pinned, pinned.path_of(layout.index), num_bytes=sizes[layout.index])
+        )
         companions.append(layout.index)
     refuse_missing(pinned, layout, shards=shards, present=sizes)
     _refuse_full_disk(pinned, {name: sizes[name] for name in (*companions, *shards)})
-    paths = [_download(api, pinned, name, num_bytes=sizes[name]) for name in (*companions, *shards)]
+    paths = [
+        download_file(api, pinned, pinned.path_of(name), num_bytes=sizes[name])
+        for name in (*companions, *shards)
+    ]
     return paths[-1].parent, shards
 
 
@@ -133,8 +138,8 @@ def _refuse_full_disk(pinned: HubReference, sizes: Mapping[str, int]) -> None:
         )
 
 
-def _download(api: HfApi, pinned: HubReference, name: str, *, num_bytes: int) -> Path:
-    file = pinned.path_of(name)
+def download_file(api: HfApi, pinned: HubReference, file: str, *, num_bytes: int) -> Path:
+    """Where the cache holds a file of the repository, fetched if need be. Raises HubError."""
     path = Path(
         with_retries(
             lambda: api.hf_hub_download(pinned.repo_id, file, revision=pinned.revision),

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsity_audit.checkpoint.access import Access, current_access
 from sparsity_audit.checkpoint.hub_calls import (
     HubListing,
     ListedFile,
@@ -91,7 +92,12 @@ def _entry(api: HfApi, pinned: HubReference, name: str, listed: ListedFile) -> F
     cached = _cached(pinned, name, listed)
     if cached is not None:
         return replace(FileEntry.from_path(cached), name=pinned.path_of(name), digest=listed.digest)
-    remote = HubFile(api, pinned, pinned.path_of(name), listed)
+    kind = HubFile
+    if current_access() is Access.SHARDS:
+        from sparsity_audit.checkpoint.hub_shards import HubShard
+
+        kind = HubShard
+    remote = kind(api, pinned, pinned.path_of(name), listed)
     return remote_entry(remote, name=pinned.path_of(name), digest=listed.digest)
 
 

@@ -166,6 +166,11 @@ class ReadAhead:
             filled += len(piece)
         return True
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that have arrived and wait for their reader."""
+        return self._buffered
+
     def close(self) -> None:
         """End all transfers."""
         with self._changed:

@@ -59,6 +59,10 @@ class RemoteFile(ABC):
         """Its bytes, by position."""
         return RemoteSource(entry, self)
 
+    def open_planned(self, entry: FileEntry, planned_bytes: int) -> ByteSource | None:  # noqa: ARG002
+        """A source of its own for a pass that reads so much of it; None where windows are fetched ahead."""
+        return None
+
     @abstractmethod
     def fetch(self, extent: ByteRange, sink: Sink) -> None:
         """Put exactly the bytes of `extent` into `sink`, in order, however often the transfer is cut."""

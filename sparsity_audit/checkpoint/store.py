@@ -85,6 +85,10 @@ class Remote(Protocol):
         """Put exactly the bytes of `extent` into `sink`, in order, however often the transfer is cut."""
         ...
 
+    def open_planned(self, entry: FileEntry, planned_bytes: int) -> ByteSource | None:
+        """A source of its own for a pass that reads so much of it; None where windows are fetched ahead."""
+        ...
+
     def verify_unchanged(self) -> None:
         """Raise ChangedInputError when the file is not the one that was catalogued."""
         ...

@@ -75,6 +75,15 @@ class OpenFiles:
         """Begin to fetch what will be read next, in this order; what was expected before is dropped."""
         reads = [read for read in reads if read.file in self._remote]
         self.close()
+        planned = Counter[int]()
+        for read in reads:
+            planned[read.file] += read.extent.num_bytes
+        for number, num_bytes in planned.items():
+            entry = self._catalogue.files[number]
+            source = self._remote[number].open_planned(entry, num_bytes)
+            if source is not None:
+                self._files[number] = source
+        reads = [read for read in reads if read.file not in self._files]
         pace = current_pace()
         if in_flight is not None:
             pace = replace(pace, in_flight=in_flight)
