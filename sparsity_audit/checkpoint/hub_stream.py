@@ -8,7 +8,6 @@ the Hub lists, is read from there. Shards' headers are fetched several at a time
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,17 +34,16 @@ from sparsity_audit.checkpoint.joining import (
     weight_map_of,
 )
 from sparsity_audit.checkpoint.layout import abridged, unread_weights
-from sparsity_audit.checkpoint.remote import RemoteFile
+from sparsity_audit.checkpoint.remote import drop_heads, load_heads, remote_entry
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.errors import CorruptCheckpointError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["load_heads", "open_streamed", "remote_entry"]
+__all__ = ["open_streamed"]
 
 _CONFIG = "config.json"
-_HEADERS_AT_ONCE = 8
 
 
 def open_streamed(reference: HubReference) -> Catalogue:
@@ -80,7 +78,7 @@ def open_streamed(reference: HubReference) -> Catalogue:
         config = parse_object(raw, subject=f"{reference.text}: {_CONFIG}")
     load_heads(files)
     contents = join_contents(files, subject=reference.text)
-    _drop_heads(files)
+    drop_heads(files)
     catalogue = gathered(files, contents, reference=reference.text, resolved=pinned.uri, config=config)
     if weight_map is not None:
         confirm_index(f"{reference.text}: {layout.index}", weight_map, catalogue)
@@ -99,20 +97,6 @@ def _entry(api: HfApi, pinned: HubReference, name: str, listed: ListedFile) -> F
         kind = HubShard
     remote = kind(api, pinned, pinned.path_of(name), listed)
     return remote_entry(remote, name=pinned.path_of(name), digest=listed.digest)
-
-
-def remote_entry(remote: RemoteFile, *, name: str, digest: str = "", version: str = "") -> FileEntry:
-    """The entry of a file behind a network; its path is made up, absolute, and ends like the name."""
-    return FileEntry(
-        path=Path("/", remote.place.replace(", file ", "/")),
-        name=name,
-        num_bytes=remote.num_bytes,
-        mtime_ns=0,
-        inode=0,
-        remote=remote,
-        digest=digest,
-        version=version,
-    )
 
 
 def _cached(pinned: HubReference, name: str, listed: ListedFile) -> Path | None:
@@ -139,22 +123,6 @@ def _small_file(api: HfApi, pinned: HubReference, name: str, listing: HubListing
         if cached is None
         else cached.read_bytes()
     )
-
-
-def load_heads(files: Sequence[FileEntry]) -> None:
-    """Fetch the starts of remote files, several at a time; the first error in the files' order is raised."""
-    remotes = [entry.remote for entry in files if isinstance(entry.remote, RemoteFile)]
-    if not remotes:
-        return
-    with ThreadPoolExecutor(max_workers=_HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
-        for done in [pool.submit(remote.load_head) for remote in remotes]:
-            done.result()
-
-
-def _drop_heads(files: Sequence[FileEntry]) -> None:
-    for entry in files:
-        if isinstance(entry.remote, RemoteFile):
-            entry.remote.drop_head()
 
 
 def _unread_note(

@@ -25,6 +25,7 @@ from sparsity_audit.checkpoint.joining import (
     weight_map_of,
 )
 from sparsity_audit.checkpoint.layout import abridged, choose_layout, missing_shards, unread_weights
+from sparsity_audit.checkpoint.object_store import is_object_reference, open_objects
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.checkpoint.trainer_folders import (
     TrainerKind,
@@ -45,7 +46,7 @@ MASTER = "#master"
 
 
 def open_checkpoint(reference: str | Path) -> Catalogue:
-    """The catalogue of a checkpoint directory, file or Hub reference; reads headers only.
+    """The catalogue of a checkpoint directory, file, Hub reference or object store; reads headers only.
 
     Args:
         reference: A local path, or text that names a model on the Hub; a `Path` is always local.
@@ -53,6 +54,8 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     Raises:
         CheckpointNotFoundError: Nothing is there, or a shard is missing.
         HubError: The Hub refused, failed, or does not have it.
+        ObjectStoreError: The object store refused or failed.
+        MissingExtraError: The object store's library is not installed.
         UsageError: Shaped like a Hub reference, but not one.
         CorruptCheckpointError: A header or the index contradicts the files.
         UnsupportedFormatError: A file of a kind that is not read, with the way to convert it.
@@ -60,6 +63,8 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     """
     if reference == "":
         raise UsageError("reference", "the text is empty", expected="a path or a Hub reference; '.' is here")
+    if isinstance(reference, str) and is_object_reference(reference):
+        return open_objects(reference)
     text, path = str(reference), _local_path(reference)
     if text.endswith(MASTER) and not path.exists():
         return _open_master(text.removesuffix(MASTER))

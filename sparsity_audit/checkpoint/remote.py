@@ -11,14 +11,27 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from sparsity_audit.checkpoint.store import ByteSource, FileEntry, Sink
 from sparsity_audit.types import ByteRange
 
-__all__ = ["HEAD_BYTES", "BufferSink", "RemoteFile", "RemoteSource"]
+__all__ = [
+    "HEAD_BYTES",
+    "BufferSink",
+    "RemoteFile",
+    "RemoteSource",
+    "drop_heads",
+    "load_heads",
+    "remote_entry",
+]
 
 HEAD_BYTES = 256 << 10
 """Holds the header of about 2000 tensors; a longer one is fetched by a request of its own."""
+
+_HEADERS_AT_ONCE = 8
 
 _MIN_AHEAD_BYTES = 64 << 10
 """Shorter reads are structure, not data, and nothing is fetched behind them."""
@@ -50,6 +63,10 @@ class RemoteFile(ABC):
     def load_head(self) -> None:
         """Fetch the start of the file, so that reading its header needs no request more."""
         self.head = self._bytes(ByteRange(start=0, stop=min(self._num_bytes, HEAD_BYTES)))
+
+    def read_whole(self) -> bytes:
+        """All bytes of a small file."""
+        return self._bytes(ByteRange(start=0, stop=self._num_bytes))
 
     def drop_head(self) -> None:
         """Forget it: a checkpoint of 163 files would keep 40 MB."""
@@ -168,3 +185,34 @@ class RemoteSource:
     def close(self) -> None:
         """Let go of what was fetched ahead."""
         self._threads = threading.local()
+
+
+def remote_entry(remote: RemoteFile, *, name: str, digest: str = "", version: str = "") -> FileEntry:
+    """The entry of a file behind a network; its path is made up, absolute, and ends like the name."""
+    return FileEntry(
+        path=Path("/", remote.place.replace(", file ", "/")),
+        name=name,
+        num_bytes=remote.num_bytes,
+        mtime_ns=0,
+        inode=0,
+        remote=remote,
+        digest=digest,
+        version=version,
+    )
+
+
+def load_heads(files: Sequence[FileEntry]) -> None:
+    """Fetch the starts of remote files, several at a time; the first error in the files' order is raised."""
+    remotes = [entry.remote for entry in files if isinstance(entry.remote, RemoteFile)]
+    if not remotes:
+        return
+    with ThreadPoolExecutor(max_workers=_HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
+        for done in [pool.submit(remote.load_head) for remote in remotes]:
+            done.result()
+
+
+def drop_heads(files: Sequence[FileEntry]) -> None:
+    """Forget the starts of remote files."""
+    for entry in files:
+        if isinstance(entry.remote, RemoteFile):
+            entry.remote.drop_head()

@@ -74,6 +74,13 @@ class _OutputPath(click.Path):
     ) -> Any:
         if value == "":
             self.fail("the path is empty; '.' is the working directory", param, ctx)
+        if "://" in str(value):
+            self.fail(
+                f"{value} is no path on this machine; write to a disk and copy the directory there "
+                "(aws s3 cp --recursive, gcloud storage cp -r)",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 
