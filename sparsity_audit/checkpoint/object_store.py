@@ -4,8 +4,9 @@ Contract: fsspec and its file systems (extras `s3`, `gcs`; `adlfs` for Azure) ar
 range is one request of exactly the bytes asked for, without read-ahead. The state of an object (ETag,
 generation, time: whatever its store tells) is taken when the checkpoint is opened and compared again after
 every range, so that no byte of another state is used; an object that was replaced or removed is a
-`ChangedInputError`. Failures that may pass are tried again. Credentials and endpoints are those of the store's
-own library (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …); no message holds them.
+`ChangedInputError`. Failures that may pass are tried again. Credentials and endpoints are those of the
+store's own library (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …); no message
+holds them.
 """
 
 from __future__ import annotations
