@@ -1,6 +1,6 @@
 # make demo   create .venv, audit a real base/RL pair, print the table
 # make test   create .venv, run the tests
-# make test-extras  create .venv-extras, run the tests that compare with transformers and TRL
+# make test-extras  create .venv-extras, run the tests that need transformers, TRL, Ray or S3
 # make check  what CI runs: lint, types, layers, generated docs, tests, notebooks, the extras' tests
 # make bench  the ratios of benchmarks/README.md (an otherwise idle machine, about 15 GB of disk)
 
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 $(EXTRAS_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXTRAS_VENV)
 	$(EXTRAS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -e '.[lab,ray,train]' hypothesis pytest pytest-socket pytest-timeout pytest-xdist
+	    -e '.[lab,ray,s3,train]' 'moto[s3]' flask flask-cors hypothesis pytest pytest-socket pytest-timeout pytest-xdist
 	@touch $(EXTRAS_STAMP)
 
 demo: $(STAMP)
@@ -38,7 +38,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not extras" tests
 
 test-extras: $(EXTRAS_STAMP)
-	$(EXTRAS_VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m extras tests/cluster tests/lab tests/models tests/parity tests/training
+	$(EXTRAS_VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m extras tests/cluster tests/hub tests/lab tests/models tests/parity tests/training
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests

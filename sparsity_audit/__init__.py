@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sparsity_audit.api.tokens_diverge import tokens_diverge as tokens_diverge
     from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
     from sparsity_audit.api.tokens_series import tokens_series as tokens_series
+    from sparsity_audit.checkpoint.access import hub_access as hub_access
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
     from sparsity_audit.training.freeze import freeze_outside as freeze_outside
@@ -79,6 +80,7 @@ _HOMES = {
     "diff_pairs": "api.pairs",
     "diff_share": "api.shares",
     "freeze_outside": "training.freeze",
+    "hub_access": "checkpoint.access",
     "inspect": "api.inspect",
     "lab_critical": "api.lab_critical",
     "lab_evaluate": "api.lab",

@@ -19,6 +19,7 @@ __all__ = [
     "HubError",
     "MaskError",
     "MissingExtraError",
+    "ObjectStoreError",
     "OutputError",
     "SparsityAuditError",
     "UnsafePickleError",
@@ -98,6 +99,10 @@ class ChangedInputError(SparsityAuditError, RuntimeError):
 
 class HubError(SparsityAuditError, OSError):
     """The Hub refused, was not reachable, or does not have what was asked for."""
+
+
+class ObjectStoreError(SparsityAuditError, OSError):
+    """An object store refused, was not reachable, or answered with something else."""
 
 
 class MaskError(SparsityAuditError, ValueError):

@@ -7,7 +7,7 @@ import io
 import marshal
 import pickle
 import types
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 __all__ = ["FakeEngine", "shipped"]
@@ -67,9 +67,18 @@ class FakeEngine:
     def num_slots(self) -> int:
         return self.slots or 1
 
-    def map(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
-        copy = shipped(work)
+    def map(
+        self,
+        work: Callable[[Any], Any],
+        units: Iterable[Any],
+        *,
+        ahead: Callable[[Sequence[Any]], None] | None = None,
+    ) -> Generator[tuple[Any, Any], None, None]:
+        copy, ahead = shipped((work, ahead))
         self.num_maps += 1
-        for unit in reversed(list(units)):
+        backwards = list(units)[::-1]
+        if ahead is not None:
+            ahead(shipped(backwards))
+        for unit in backwards:
             self.num_units += 1
             yield unit, shipped(copy(shipped(unit)))

@@ -59,7 +59,7 @@ def plan_diff(
     question = DiffQuestion.of(
         criteria=criteria, view=view, maps=maps, stats=stats, spectral=spectral, unit_bytes=unit_bytes
     )
-    prepared = prepare(base, tuned, question, probe=False)
+    prepared = prepare(base, tuned, question, probe=False, skip_equal=True)
     plan, alignment = prepared.plan, prepared.alignment
     lost = [f"{left.side} {left.name}: {left.reason}" for left in alignment.leftovers]
     lost += [f"skipped {pair.name}: {pair.reason}" for pair in alignment.skipped]
@@ -160,7 +160,7 @@ def diff(
         expectations=expectations,
         unit_bytes=unit_bytes,
     )
-    prepared = prepare(base, tuned, question)
+    prepared = prepare(base, tuned, question, skip_equal=mask is None)
     for text in (*prepared.base.notes, *prepared.tuned.notes):
         note(text)
     question.verify(prepared.alignment)

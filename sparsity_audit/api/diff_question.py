@@ -7,7 +7,7 @@ that the shares of a split run carry it and `merge` needs no arguments; nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ def prepare(
     question: DiffQuestion,
     *,
     probe: bool = True,
+    skip_equal: bool = False,
 ) -> Prepared:
     """Open both sides and plan the comparison.
 
@@ -174,6 +175,8 @@ def prepare(
         question: What is asked.
         probe: Read the sample that tells the shrink of fp32 pairs; without it headers alone are read, and the
             plan is one to look at, not to run.
+        skip_equal: Read nothing of files whose hashes are equal, where the question allows it: masks, spectra
+            and draws that are keyed by fingerprints need the bytes.
 
     Raises:
         AlignmentError: Nothing can be compared.
@@ -210,10 +213,21 @@ def prepare(
         spec_of(pair.base.spec.dtype, pair.tuned.spec.dtype, shrink, pair.is_scaled)
         for pair, shrink in zip(alignment.pairs, shrinks, strict=True)
     )
-    plan = make_plan(*sides, alignment, specs=specs, unit_bytes=question.unit_bytes or _UNIT_BYTES)
     tops = tuple(dict.fromkeys(c for c in question.criteria if c.kind == "top"))
+    plan = make_plan(
+        *sides,
+        alignment,
+        specs=specs,
+        unit_bytes=question.unit_bytes or _UNIT_BYTES,
+        skip_equal=skip_equal and not question.spectral and not tops,
+    )
     return Prepared(
-        base=sides[0], tuned=sides[1], alignment=alignment, plan=plan, criterion=chosen, tops=tops
+        base=sides[0],
+        tuned=replace(sides[1], notes=(*sides[1].notes, *plan.notes)),
+        alignment=alignment,
+        plan=plan,
+        criterion=chosen,
+        tops=tops,
     )
 
 

@@ -80,6 +80,7 @@ def patch_make(
     sides = [first, *(open_against(first, step) for step in tuned)]
     for text in (text for side in sides for text in side.notes):
         note(text)
+    _ = [side.folder for side in sides]  # refused now, not when the tensors are compared
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     target = Path(output)
     names = [f"{number:04d}" for number in range(1, len(sides))] if len(sides) > 2 else [""]
@@ -130,6 +131,7 @@ def patch_apply(
     first = open_base(base)
     for text in first.notes:
         note(text)
+    _ = first.folder
     workers = workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
     inputs = [*_folders([first]), *(Path(folder) for folder in folders)]
     with ExitStack() as stack:
@@ -219,7 +221,7 @@ def _manifest(
 
 def _write_files(base: Catalogue, tuned: Catalogue, folder: Path) -> tuple[PatchFile, ...]:
     """Describe the files beside the tuned weights, and store those that the base does not have."""
-    source, other = tuned.files[0].path.parent, base.files[0].path.parent
+    source, other = tuned.folder, base.folder
     names = choose_companions(p.name for p in source.iterdir() if p.is_file()).taken
     found = []
     for name in names:
@@ -253,7 +255,7 @@ def _place_of(file: PatchFile, base: Catalogue, patches: Sequence[PatchReader]) 
         held = next((f for f in patch.manifest.files if (f.name, f.sha256) == (file.name, file.sha256)), None)
         if held is not None and held.stored:
             return patch.folder / _FILES / file.name
-    return base.files[0].path.parent / file.name
+    return base.folder / file.name
 
 
 def _bytes(path: Path) -> bytes:

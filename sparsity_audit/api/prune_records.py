@@ -58,7 +58,7 @@ class PruneRecords:
     @property
     def folder(self) -> Path:
         """Where the files beside the weights lie."""
-        return self.side.files[0].path.parent
+        return self.side.folder
 
     def record(self, number: int, mask: KeepMask) -> PruneRecord:
         """The record of one checkpoint, by its number in the counts."""

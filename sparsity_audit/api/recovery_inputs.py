@@ -128,7 +128,9 @@ def _read_json(path: Path, subject: str) -> dict[str, Any]:
 
 def run_facts(catalogue: Catalogue) -> RunFacts:
     """Seed and precision from the `run.json` of `lab train`, beside the weights or one directory up."""
-    folder = catalogue.files[0].path.parent
+    if catalogue.files[0].remote is not None:
+        return RunFacts(seed=None, precision=None)
+    folder = catalogue.folder
     for path in (folder / "run.json", folder.resolve().parent / "run.json"):
         try:
             config = _read_json(path, str(path)).get("config") if path.is_file() else None

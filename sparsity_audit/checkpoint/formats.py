@@ -7,9 +7,11 @@ safetensors. What is neither is refused with what it seems to be and how to conv
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from sparsity_audit.checkpoint.contents import FileContents
 from sparsity_audit.checkpoint.safetensors_io import read_header
-from sparsity_audit.checkpoint.store import FileEntry, LocalFile
+from sparsity_audit.checkpoint.store import FileEntry
 from sparsity_audit.checkpoint.torch_zip import read_torch_zip
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
 
@@ -45,7 +47,7 @@ def read_contents(entry: FileEntry, *, file: int) -> FileContents:
     if entry.path.suffix == ".safetensors":
         return FileContents(tensors=read_header(entry, file=file)[0])
     raise UnsupportedFormatError(
-        str(entry.path),
+        entry.place,
         f"is neither safetensors nor a zip archive of torch (starts with {start[:8]!r})",
         expected="*.safetensors, or a file that torch.save wrote",
         remedy="check how the file was made or downloaded",
@@ -54,7 +56,7 @@ def read_contents(entry: FileEntry, *, file: int) -> FileContents:
 
 def _first_bytes(entry: FileEntry) -> bytes:
     start = bytearray(min(entry.num_bytes, _SNIFFED_BYTES))
-    with LocalFile(entry) as source:
+    with closing(entry.open()) as source:
         source.read_into(memoryview(start), 0)
     return bytes(start)
 
@@ -62,17 +64,17 @@ def _first_bytes(entry: FileEntry) -> bytes:
 def _refuse_known(entry: FileEntry, start: bytes) -> None:
     if not start:
         raise CorruptCheckpointError(
-            str(entry.path), "is empty", remedy="download or copy the file again, or write it again"
+            entry.place, "is empty", remedy="download or copy the file again, or write it again"
         )
     if start.startswith(b"version https://git-lfs"):
         raise CorruptCheckpointError(
-            str(entry.path), "is a Git LFS pointer, not the file itself", remedy="run `git lfs pull` there"
+            entry.place, "is a Git LFS pointer, not the file itself", remedy="run `git lfs pull` there"
         )
     if start.startswith(_LEGACY) or (start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05"):
         kind = "torch's format before 1.6" if start.startswith(_LEGACY) else "a bare pickle"
         name = entry.path.name
         raise UnsupportedFormatError(
-            str(entry.path),
+            entry.place,
             f"is {kind}; it was not read",
             expected="the zip format that torch.save writes",
             remedy="convert it with torch:\n"
@@ -80,4 +82,4 @@ def _refuse_known(entry: FileEntry, start: bytes) -> None:
             f"    torch.save(state, {'zip-' + name!r})",
         )
     if start.startswith(b"GGUF"):
-        raise UnsupportedFormatError(str(entry.path), "is a GGUF file", remedy=GGUF_REMEDY)
+        raise UnsupportedFormatError(entry.place, "is a GGUF file", remedy=GGUF_REMEDY)

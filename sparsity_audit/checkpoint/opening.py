@@ -9,17 +9,23 @@ for the fp32 copy of its weights.
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsity_audit.checkpoint.access import Access, current_access
 from sparsity_audit.checkpoint.adapter import merge_adapter
-from sparsity_audit.checkpoint.contents import FileContents
-from sparsity_audit.checkpoint.formats import GGUF_REMEDY, read_contents
+from sparsity_audit.checkpoint.formats import GGUF_REMEDY
 from sparsity_audit.checkpoint.hub import fetch
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, parse_reference
+from sparsity_audit.checkpoint.joining import (
+    MAX_JSON_BYTES,
+    confirm_index,
+    gathered,
+    join_contents,
+    parse_object,
+    weight_map_of,
+)
 from sparsity_audit.checkpoint.layout import (
     ADAPTER_CONFIG,
     abridged,
@@ -28,6 +34,7 @@ from sparsity_audit.checkpoint.layout import (
     missing_shards,
     unread_weights,
 )
+from sparsity_audit.checkpoint.object_store import is_object_reference, open_objects
 from sparsity_audit.checkpoint.spelling import MASTER, adapted_parts, local_path
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.checkpoint.trainer_folders import (
@@ -38,22 +45,15 @@ from sparsity_audit.checkpoint.trainer_folders import (
 )
 from sparsity_audit.errors import (
     CheckpointNotFoundError,
-    CorruptCheckpointError,
     UnsupportedFormatError,
     UsageError,
 )
-from sparsity_audit.types import TensorSpec
 
 __all__ = ["open_checkpoint"]
 
-_MAX_NAME_CHARACTERS = 255
-
-_MAX_JSON_BYTES = 50_000_000
-"""The index of a checkpoint of 100,000 tensors takes some 10 MB."""
-
 
 def open_checkpoint(reference: str | Path) -> Catalogue:
-    """The catalogue of a checkpoint directory, file or Hub reference; reads headers only.
+    """The catalogue of a checkpoint directory, file, Hub reference or object store; reads headers only.
 
     Args:
         reference: A local path, or text that names a model on the Hub; a `Path` is always local.
@@ -61,6 +61,8 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     Raises:
         CheckpointNotFoundError: Nothing is there, or a shard is missing.
         HubError: The Hub refused, failed, or does not have it.
+        ObjectStoreError: The object store refused or failed.
+        MissingExtraError: The object store's library is not installed.
         UsageError: Shaped like a Hub reference, but not one.
         CorruptCheckpointError: A header or the index contradicts the files.
         UnsupportedFormatError: A file of a kind that is not read, with the way to convert it.
@@ -74,6 +76,8 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
     parts = adapted_parts(text) if not path.exists() else None
     if parts is not None:
         return merge_adapter(*(open_checkpoint(part) for part in parts))
+    if isinstance(reference, str) and is_object_reference(reference):
+        return open_objects(reference)
     is_hub_only = isinstance(reference, str) and text.startswith(SCHEME)
     if path.is_dir() and not is_hub_only:
         catalogue = _with_note_on_unread(_open_directory(path, reference=text), _file_names(path))
@@ -109,6 +113,10 @@ def _open_master(text: str) -> Catalogue:
 
 
 def _open_hub(reference: HubReference) -> Catalogue:
+    if current_access() is not Access.DOWNLOAD:
+        from sparsity_audit.checkpoint.hub_stream import open_streamed
+
+        return open_streamed(reference)
     snapshot = fetch(reference)
     catalogue = _open_directory(snapshot.folder, reference=reference.text)
     return replace(
@@ -158,7 +166,7 @@ def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Ca
         )
     if layout.index is not None:
         index = folder / layout.index
-        weight_map = _read_index(index)
+        weight_map = weight_map_of(_read_json(index), subject=str(index))
         shards = sorted(folder / shard for shard in set(weight_map.values()))
         for shard in shards:
             if not shard.is_file():
@@ -168,7 +176,7 @@ def _open_directory(folder: Path, *, reference: str, master: bool = False) -> Ca
                     remedy="fetch the missing shard",
                 )
         catalogue = _catalogue(shards, folder=folder, reference=reference, resolved=folder)
-        _confirm_index(index, weight_map, catalogue)
+        confirm_index(str(index), weight_map, catalogue)
         return catalogue
     for shard in missing_shards(layout.files):
         raise CheckpointNotFoundError(
@@ -189,26 +197,8 @@ def _open_trainer(
     files, contents = open_trainer_folder(folder, names, kind, master=master)
     beside = [folder / "config.json", folder / "huggingface" / "config.json"]
     config = next((path for path in beside if path.is_file()), beside[0])
-    return _gathered(files, contents, reference=reference, resolved=folder, config=_read_config(config))
-
-
-def _gathered(
-    files: tuple[FileEntry, ...],
-    contents: FileContents,
-    *,
-    reference: str,
-    resolved: Path,
-    config: dict[str, Any],
-) -> Catalogue:
-    return Catalogue(
-        reference=reference,
-        resolved=str(resolved.resolve()),
-        files=files,
-        tensors=dict(sorted(contents.tensors.items())),
-        aliases=dict(sorted(contents.aliases.items())),
-        config=config,
-        notes=contents.notes,
-    )
+    resolved = str(folder.resolve())
+    return gathered(files, contents, reference=reference, resolved=resolved, config=_read_config(config))
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -231,60 +221,9 @@ def _with_note_on_unread(catalogue: Catalogue, names: list[str]) -> Catalogue:
 
 def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Path) -> Catalogue:
     files = tuple(FileEntry.from_path(path) for path in paths)
-    tensors: dict[str, TensorSpec] = {}
-    aliases: dict[str, str] = {}
-    notes: list[str] = []
-    holders: dict[str, str] = {}
-    for number, entry in enumerate(files):
-        contents = read_contents(entry, file=number)
-        for name in (*contents.tensors, *contents.aliases):
-            if name in holders:
-                raise CorruptCheckpointError(
-                    str(folder),
-                    f"tensor {name!r} stands in {holders[name]} and in {entry.name}",
-                    expected="files that belong to one checkpoint, each tensor in one of them",
-                    remedy="name the file to read, or move the other away",
-                )
-            holders[name] = entry.name
-        tensors |= contents.tensors
-        aliases |= contents.aliases
-        notes += contents.notes
-    contents = FileContents(tensors=tensors, aliases=aliases, notes=tuple(notes))
+    contents = join_contents(files, subject=str(folder))
     config = _read_config(folder / "config.json")
-    return _gathered(files, contents, reference=reference, resolved=resolved, config=config)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    index = _read_json(path)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptCheckpointError(str(path), "has no weight_map", expected="tensor name → shard file")
-    good: set[str] = set()  # ninety thousand names lie in some hundred shards
-    for name, shard in weight_map.items():
-        if isinstance(shard, str) and shard in good:
-            continue
-        if _is_file_name(shard):
-            good.add(shard)
-        else:
-            shown = repr(shard[:80]) if isinstance(shard, str) else f"a {type(shard).__name__}"
-            raise CorruptCheckpointError(
-                str(path), f"places {name[:200]!r} in {shown}", expected="a file name inside the directory"
-            )
-    # JSON makes a new text of every value: interned, ninety thousand shard names are some hundred.
-    return {sys.intern(name): sys.intern(shard) for name, shard in weight_map.items()}
-
-
-def _is_file_name(value: object) -> bool:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_NAME_CHARACTERS:
-        return False
-    return value not in ("", "..") and Path(value).name == value
-
-
-def _confirm_index(path: Path, weight_map: dict[str, str], catalogue: Catalogue) -> None:
-    for name, shard in weight_map.items():
-        spec = catalogue.tensors.get(catalogue.aliases.get(name, name))
-        if spec is None or catalogue.files[spec.file].name != shard:
-            raise CorruptCheckpointError(str(path), f"places {name!r} in {shard}, which does not hold it")
+    return gathered(files, contents, reference=reference, resolved=str(resolved.resolve()), config=config)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -294,19 +233,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            raw = file.read(_MAX_JSON_BYTES + 1)
+            raw = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise CheckpointNotFoundError(
             str(path), error.strerror or "cannot be read", expected="a readable file"
         ) from error
-    if len(raw) > _MAX_JSON_BYTES:
-        raise CorruptCheckpointError(
-            str(path), f"is longer than {_MAX_JSON_BYTES} bytes", expected="an index or a configuration"
-        )
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(str(path), f"is not JSON ({type(error).__name__})") from error
-    if not isinstance(value, dict):
-        raise CorruptCheckpointError(str(path), "is not a JSON object")
-    return value
+    return parse_object(raw, subject=str(path))

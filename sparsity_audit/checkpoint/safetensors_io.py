@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import closing
 from typing import Any
 
 from sparsity_audit.checkpoint.contents import has_absurd_empty_shape
-from sparsity_audit.checkpoint.store import FileEntry, LocalFile
+from sparsity_audit.checkpoint.store import FileEntry
 from sparsity_audit.errors import CorruptCheckpointError, UnsupportedFormatError
 from sparsity_audit.types import ByteRange, DType, TensorSpec
 
@@ -61,7 +62,7 @@ def read_header(entry: FileEntry, *, file: int) -> tuple[dict[str, TensorSpec], 
 
 
 def _header_bytes(entry: FileEntry) -> tuple[bytes, int]:
-    with LocalFile(entry) as source:
+    with closing(entry.open()) as source:
         if entry.num_bytes < 8:
             raise _corrupt(entry, f"{entry.num_bytes} bytes long", expected="at least 8 bytes")
         prefix = bytearray(8)
@@ -172,7 +173,7 @@ def _dtype(entry: FileEntry, name: str, text: object) -> DType:
     except ValueError as error:
         if text in _PACKED_DTYPES:
             raise UnsupportedFormatError(
-                f"{entry.path}: tensor {name!r}",
+                f"{entry.place}: tensor {name!r}",
                 f"stored as {text}, several entries to a byte",
                 remedy="de-quantise the checkpoint to bf16 or fp32 first",
             ) from error
@@ -216,4 +217,4 @@ def _check_cover(entry: FileEntry, tensors: dict[str, TensorSpec], *, data_start
 def _corrupt(
     entry: FileEntry, found: str, *, expected: str | None = None, remedy: str | None = None
 ) -> CorruptCheckpointError:
-    return CorruptCheckpointError(str(entry.path), found, expected=expected, remedy=remedy)
+    return CorruptCheckpointError(entry.place, found, expected=expected, remedy=remedy)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsity_audit.checkpoint.hub_reference import parse_reference
+from sparsity_audit.checkpoint.hub_reference import SCHEME, parse_reference
 from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG
+from sparsity_audit.checkpoint.object_store import is_object_reference
 from sparsity_audit.errors import CheckpointNotFoundError, UsageError
 
 __all__ = ["MASTER", "adapted_parts", "local_path"]
@@ -32,16 +33,20 @@ def local_path(reference: str | Path) -> Path:
 
 
 def adapted_parts(text: str) -> tuple[str, str] | None:
-    """Base and adapter of `BASE+ADAPTER`, the latter a directory with a configuration or a Hub name."""
+    """Base and adapter of `BASE+ADAPTER`; the latter is a directory with a configuration, or remote."""
     places = [place for place, character in enumerate(text) if character == "+"]
     for place in reversed(places):
         base, adapter = text[:place], text[place + 1 :]
         if base and local_path(adapter).joinpath(ADAPTER_CONFIG).is_file():
             return base, adapter
     base, plus, adapter = text.rpartition("+")
-    if plus and base and _names_hub(adapter) and (_names_hub(base) or local_path(base).exists()):
-        return base, adapter
-    return None
+    if not plus or not base:
+        return None
+    if is_object_reference(base):  # a key may hold a plus: there the adapter says what store it is in
+        return (base, adapter) if is_object_reference(adapter) or adapter.startswith(SCHEME) else None
+    if not (is_object_reference(adapter) or _names_hub(adapter)):
+        return None
+    return (base, adapter) if _names_hub(base) or local_path(base).exists() else None
 
 
 def _names_hub(text: str) -> bool:

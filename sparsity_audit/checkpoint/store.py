@@ -3,8 +3,8 @@
 Contract: a `Catalogue` holds names, dtypes, shapes and byte ranges, never data. `LocalFile.read_into` fills
 the whole buffer or raises. Files are identified by size, mtime and inode when the catalogue is made; a file
 that differs later is a `ChangedInputError`, never a silent mix of two checkpoints. What readers take for one
-file may be gathered from several, or computed (`Content`): they open it with `FileEntry.open` and never
-know.
+file may be gathered from several, or computed (`Content`), or lie behind a network (`Remote`): they open it
+with `FileEntry.open` and never know.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from sparsity_audit.errors import ChangedInputError, CheckpointNotFoundError
-from sparsity_audit.types import TensorSpec
+from sparsity_audit.errors import ChangedInputError, CheckpointNotFoundError, UsageError
+from sparsity_audit.types import ByteRange, TensorSpec
 
-__all__ = ["ByteSource", "Catalogue", "Content", "FileEntry", "LocalFile"]
+__all__ = ["ByteSource", "Catalogue", "Content", "FileEntry", "LocalFile", "Remote", "Sink"]
 
 
 class ByteSource(Protocol):
@@ -57,6 +57,43 @@ class Content(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """Where the bytes of one range go, in order."""
+
+    def put(self, data: bytes) -> None:
+        """Take the next bytes; may wait for room, and raises to end the transfer."""
+        ...
+
+    def pause(self, wait_s: float) -> None:
+        """Wait before the next attempt; raises to end the transfer."""
+        ...
+
+
+class Remote(Protocol):
+    """A file that is read over a network; safe to share between threads."""
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        ...
+
+    def open(self, entry: FileEntry) -> ByteSource:
+        """Its bytes, by position."""
+        ...
+
+    def fetch(self, extent: ByteRange, sink: Sink) -> None:
+        """Put exactly the bytes of `extent` into `sink`, in order, however often the transfer is cut."""
+        ...
+
+    def open_planned(self, entry: FileEntry, planned_bytes: int) -> ByteSource | None:
+        """A source of its own for a pass that reads so much of it; None where windows are fetched ahead."""
+        ...
+
+    def verify_unchanged(self) -> None:
+        """Raise ChangedInputError when the file is not the one that was catalogued."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
     """One file of a checkpoint, as it was when the catalogue was made.
@@ -69,6 +106,10 @@ class FileEntry:
         inode: Its inode number.
         content: What makes its bytes where it is no file of its own; then `path` is the file that stands for
             them, and there is neither time nor inode (0).
+        remote: What reads it where it lies behind a network; then `path` is made up, and absolute.
+        digest: A cryptographic hash of the whole file, with the hash's name, where it is known without
+            reading; "" where it is not.
+        version: What the store calls this state of the file; "" where names never change their content.
     """
 
     path: Path
@@ -77,6 +118,14 @@ class FileEntry:
     mtime_ns: int
     inode: int
     content: Content | None = None
+    remote: Remote | None = None
+    digest: str = ""
+    version: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.path) if self.remote is None else self.remote.place
 
     @classmethod
     def from_path(cls, path: Path, *, name: str | None = None) -> FileEntry:
@@ -99,6 +148,8 @@ class FileEntry:
 
     def open(self) -> ByteSource:
         """Its bytes. Raises CheckpointNotFoundError."""
+        if self.remote is not None:
+            return self.remote.open(self)
         return LocalFile(self) if self.content is None else self.content.open(self)
 
     def verify_unchanged(self) -> None:
@@ -106,6 +157,9 @@ class FileEntry:
         if self.content is not None:
             for file in self.content.files:
                 file.verify_unchanged()
+            return
+        if self.remote is not None:
+            self.remote.verify_unchanged()
             return
         try:
             now = self.path.stat()
@@ -201,6 +255,19 @@ class Catalogue:
     def stored_files(self) -> tuple[FileEntry, ...]:
         """The files that lie on the disk, without those that stand for several or for a computation."""
         return tuple(entry for entry in self.files if entry.content is None)
+
+    @property
+    def folder(self) -> Path:
+        """The directory that holds the files, for what lies beside them. Raises UsageError when streamed."""
+        first = self.files[0]
+        if first.remote is not None:
+            raise UsageError(
+                self.reference,
+                "is read without downloading, so that what lies beside its weights is not here",
+                expected="a checkpoint on this disk",
+                remedy="leave --stream out, or copy the checkpoint here first",
+            )
+        return first.path.parent
 
     @property
     def num_entries(self) -> int:

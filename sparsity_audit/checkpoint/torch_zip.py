@@ -13,13 +13,14 @@ Source: torch 2.13 `torch/serialization.py`, `_save` and `_load`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
 
 from sparsity_audit.checkpoint.contents import FileContents, has_absurd_empty_shape
 from sparsity_audit.checkpoint.restricted_pickle import MAX_PICKLE_BYTES
 from sparsity_audit.checkpoint.state_dict import find_state_dict
-from sparsity_audit.checkpoint.store import ByteSource, FileEntry, LocalFile
+from sparsity_audit.checkpoint.store import ByteSource, FileEntry
 from sparsity_audit.checkpoint.torch_vocabulary import (
     STORAGE_DTYPES,
     TORCH_DTYPES,
@@ -72,9 +73,9 @@ def read_torch_zip(entry: FileEntry, *, file: int) -> FileContents:
         UnsafePickleError: The pickle names something that is not on the allow-list.
         UnsupportedFormatError: TorchScript, compressed, quantised, sparse, optimizer state.
     """
-    with LocalFile(entry) as source:
+    with closing(entry.open()) as source:
         archive = read_archive(source, file=file)
-    found = find_state_dict(archive.root, subject=str(entry.path))
+    found = find_state_dict(archive.root, subject=entry.place)
     specs = {name: tensor_spec(archive, name, value) for name, value in found.tensors.items()}
     tensors, aliases = _split_aliases(specs)
     return FileContents(
@@ -105,7 +106,7 @@ def read_archive(source: ByteSource, *, file: int, load: Callable[..., object] =
         order = _contents(source, ranges[prefix + "byteorder"], limit=16)
     if order not in (b"little", b"big"):
         _corrupt(entry, f"byteorder is {order!r}", expected="little or big")
-    root = load(data, subject=str(entry.path))
+    root = load(data, subject=entry.place)
     big_endian = order == b"big"
     return TorchArchive(
         entry=entry, file=file, ranges=ranges, prefix=prefix, big_endian=big_endian, root=root
@@ -118,14 +119,14 @@ def _find_prefix(entry: FileEntry, members: Mapping[str, Member]) -> str:
     ]
     if len(prefixes) != 1:
         raise UnsupportedFormatError(
-            str(entry.path),
+            entry.place,
             f"zip archive with {len(prefixes)} data.pkl",
             expected="an archive that torch.save wrote, or safetensors",
         )
     prefix = prefixes[0]
     if prefix + "constants.pkl" in members or any(name.startswith(prefix + "code/") for name in members):
         raise UnsupportedFormatError(
-            str(entry.path),
+            entry.place,
             "TorchScript archive: it holds a program",
             remedy="torch.save the `state_dict()` of the module that torch.jit.load gives",
         )
@@ -157,7 +158,7 @@ def tensor_spec(archive: TorchArchive, name: str, value: TensorRef | Refused) ->
     """
     entry = archive.entry
     if isinstance(value, Refused):
-        raise UnsupportedFormatError(f"{entry.path}: tensor {name!r}", value.what, remedy=value.remedy)
+        raise UnsupportedFormatError(f"{entry.place}: tensor {name!r}", value.what, remedy=value.remedy)
     dtype = _dtype(entry, name, value)
     extent = _storage_extent(archive, name, value.storage)
     start, shape, strides = value.start, value.shape, value.strides
@@ -203,7 +204,7 @@ def _dtype(entry: FileEntry, name: str, value: TensorRef) -> DType:
         dtype, stored = TORCH_DTYPES.get(value.dtype), value.dtype
     if dtype is None:
         raise UnsupportedFormatError(
-            f"{entry.path}: tensor {name!r}",
+            f"{entry.place}: tensor {name!r}",
             f"stored as {stored[:40]}, which is not compared",
             remedy="convert it to bf16, fp32 or another dtype of one to eight bytes before saving",
         )
@@ -287,7 +288,7 @@ def _overlap_notes(tensors: Mapping[str, TensorSpec]) -> list[str]:
 
 def _corrupt(entry: FileEntry, found: str, *, expected: str | None = None) -> NoReturn:
     raise CorruptCheckpointError(
-        str(entry.path),
+        entry.place,
         found,
         expected=expected,
         remedy="the file is damaged or was not written by torch.save; make or download it again",

@@ -131,7 +131,7 @@ def _directory(source: ByteSource, fields: tuple[int, ...], end_start: int) -> _
         raise _corrupt(source, "zip64 archive without a zip64 end record")
     if disk or first_disk:
         raise UnsupportedFormatError(
-            str(source.entry.path), "zip archive split over several files", remedy="join the parts first"
+            source.entry.place, "zip archive split over several files", remedy="join the parts first"
         )
     if num_bytes > MAX_DIRECTORY_BYTES:
         raise _corrupt(
@@ -175,7 +175,7 @@ def _central_entry(source: ByteSource, raw: bytes, position: int) -> tuple[Membe
     name = _decode(source, raw[name_start:extra_start])
     if fields[3] & _ENCRYPTED:
         raise UnsupportedFormatError(
-            str(source.entry.path),
+            source.entry.place,
             f"zip member {name[:80]!r} is encrypted",
             remedy="decrypt the archive first",
         )
@@ -209,7 +209,7 @@ def _zip64_extra(extra: bytes) -> bytes:
 
 
 def _locate(source: ByteSource, member: Member) -> ByteRange:
-    path, shown = str(source.entry.path), repr(member.name[:80])
+    path, shown = source.entry.place, repr(member.name[:80])
     fields = _LOCAL.unpack(_read(source, member.header_start, _LOCAL.size))
     name_bytes, extra_bytes = fields[9:11]
     name_start = member.header_start + _LOCAL.size
@@ -260,4 +260,4 @@ def _decode(source: ByteSource, name: bytes) -> str:
 def _corrupt(
     source: ByteSource, found: str, *, expected: str | None = None, remedy: str | None = None
 ) -> CorruptCheckpointError:
-    return CorruptCheckpointError(str(source.entry.path), found, expected=expected, remedy=remedy)
+    return CorruptCheckpointError(source.entry.place, found, expected=expected, remedy=remedy)

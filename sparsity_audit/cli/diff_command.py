@@ -18,6 +18,7 @@ from sparsity_audit.cli.options import (
     engine_options,
     format_options,
     progress_is_wanted,
+    stream_option,
 )
 from sparsity_audit.cli.pairs_options import (
     log_options,
@@ -132,6 +133,7 @@ _FRACTION = click.FloatRange(0, 1)
 @click.option(
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directories."
 )
+@stream_option
 @format_options
 @config_option
 @click.pass_context

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsity_audit.cli.options import echo_note, format_options
+from sparsity_audit.cli.options import echo_note, format_options, stream_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ _RIGHT = (False, False, False, True, True, False)
 
 @click.command()
 @click.argument("reference")
+@stream_option
 @format_options
 def inspect(reference: str, *, output_format: str, as_json: bool) -> None:
     """Print a checkpoint's headers: tensors, dtypes, shapes, ties, shards, bytes. No tensor data is read.

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsity_audit.cli.options import CRITERION, MAP_RULE, OUTPUT_PATH, echo_note, engine_options
+from sparsity_audit.cli.options import (
+    CRITERION,
+    MAP_RULE,
+    OUTPUT_PATH,
+    echo_note,
+    engine_options,
+    stream_option,
+)
 from sparsity_audit.types import View
 
 if TYPE_CHECKING:
@@ -135,6 +142,7 @@ def convert(path: Path, out: Path, encoding: Any, *, inverted: bool, as_json: bo
 @click.option("--seed", type=click.IntRange(min=0), required=True, help="The same seed gives the same mask.")
 @click.option("--base", help="Base checkpoint: match counts in each stratum of |w_base| as well.")
 @click.option("--force", is_flag=True, help="Accept a base that cannot be shown to be the mask's.")
+@stream_option
 @_JSON
 def random(like: Path, out: Path, seed: int, base: str | None, *, force: bool, as_json: bool) -> None:
     """Draw a random mask with exactly the counts of another: the control for an update mask.
@@ -214,6 +222,7 @@ def _percent(density: float | None) -> str:
 )
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier packed mask in the directory.")
+@stream_option
 @_JSON
 def export(*, as_json: bool, **options: Any) -> None:
     """Write the update mask of a pair: 1 where TUNED differs from BASE.

@@ -23,6 +23,7 @@ __all__ = [
     "engine_options",
     "format_options",
     "progress_is_wanted",
+    "stream_option",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -75,6 +76,13 @@ class _OutputPath(click.Path):
     ) -> Any:
         if value == "":
             self.fail("the path is empty; '.' is the working directory", param, ctx)
+        if "://" in str(value):
+            self.fail(
+                f"{value} is no path on this machine; write to a disk and copy the directory there "
+                "(aws s3 cp --recursive, gcloud storage cp -r)",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 
@@ -99,6 +107,27 @@ CRITERIA = _CriteriaType()
 CRITERION = _CriterionType()
 MAP_RULE = _MapRuleType()
 OUTPUT_PATH = _OutputPath(path_type=Path)
+
+
+def _choose_access(access: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def choose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's call
+        if value:
+            from sparsity_audit.checkpoint.access import hub_access
+
+            ctx.with_resource(hub_access(access))
+
+    return choose
+
+
+def stream_option(command: _Command) -> _Command:
+    """Add `--stream`: everything that the command opens on the Hub is read by ranges."""
+    return click.option(
+        "--stream",
+        is_flag=True,
+        expose_value=False,
+        callback=_choose_access("stream"),
+        help="Read checkpoints on the Hub by ranges, without downloading them; needs no disk.",
+    )(command)
 
 
 def format_options(command: _Command) -> _Command:

@@ -17,6 +17,7 @@ from sparsity_audit.cli.options import (
     echo_note,
     engine_options,
     format_options,
+    stream_option,
 )
 from sparsity_audit.types import Criterion, View
 
@@ -107,6 +108,7 @@ WALK = _WalkType()
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
 )
 @engine_options
+@stream_option
 @format_options
 @config_option
 def overlap(*, output_format: str, as_json: bool, **options: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from sparsity_audit.checkpoint.access import Access, current_access, hub_access
 from sparsity_audit.cli.options import echo_note
 from sparsity_audit.errors import OutputError
 
@@ -24,7 +25,18 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _WITH_PAIRS = frozenset(
     {
-        *("pairs", "only", "evict", "output", "overwrite", "figures", "workers", "kernel", "device"),
+        *(
+            "pairs",
+            "only",
+            "evict",
+            "stream",
+            "output",
+            "overwrite",
+            "figures",
+            "workers",
+            "kernel",
+            "device",
+        ),
         *("loggers", "log_project", "dry_run", "output_format", "as_json"),
     }
 )
@@ -42,8 +54,8 @@ def pairs_options(command: _Command) -> _Command:
         click.option(
             "--evict",
             is_flag=True,
-            help="With --pairs: remove from the Hub cache what a pair downloaded, once no later pair "
-            "needs it. What was cached before the run stays.",
+            help="Download a file when it is read and remove it from the Hub cache after that; with --pairs: "
+            "remove what a pair downloaded, once no later pair needs it. What was cached before stays.",
         ),
         click.option(
             "--only",
@@ -85,9 +97,12 @@ def take_one_pair(ctx: click.Context, options: dict[str, Any]) -> tuple[Sequence
     for name in ("base", "tuned"):
         if options[name] is None:
             raise click.UsageError(f"Missing argument '{name.upper()}'.", ctx)
-    for name in ("only", "evict"):
-        if options.pop(name):
-            raise click.UsageError(f"--{name} needs --pairs.", ctx)
+    if options.pop("only"):
+        raise click.UsageError("--only needs --pairs.", ctx)
+    if options.pop("evict"):
+        if current_access() is Access.STREAM:
+            raise click.UsageError("--evict and --stream exclude each other: a stream leaves nothing.", ctx)
+        ctx.with_resource(hub_access(Access.SHARDS))
     options.pop("pairs")
     loggers, project = options.pop("loggers"), options.pop("log_project")
     _require(loggers)

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from sparsity_audit.cli.options import MAP_RULE, OUTPUT_PATH, config_option, echo_note, format_options
+from sparsity_audit.cli.options import (
+    MAP_RULE,
+    OUTPUT_PATH,
+    config_option,
+    echo_note,
+    format_options,
+    stream_option,
+)
 from sparsity_audit.errors import UsageError
 from sparsity_audit.types import View
 
@@ -81,6 +88,7 @@ NAMED_PATH = _NamedPath()
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core, at most 8].")
+@stream_option
 @format_options
 @config_option
 def recovery(*, output_format: str, as_json: bool, **options: Any) -> None:

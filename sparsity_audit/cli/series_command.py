@@ -15,6 +15,7 @@ from sparsity_audit.cli.options import (
     echo_note,
     engine_options,
     format_options,
+    stream_option,
 )
 from sparsity_audit.types import View
 
@@ -74,6 +75,7 @@ class _LagsType(click.ParamType):
     "--overwrite", is_flag=True, help="Replace the results of an earlier run in the output directory."
 )
 @engine_options
+@stream_option
 @format_options
 @config_option
 def series(*, output_format: str, as_json: bool, **options: Any) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Accumulator, Kernel, KernelSpec, Level
 from sparsity_audit.compare.convert import widen
-from sparsity_audit.stats.tally import Tally
+from sparsity_audit.stats.tally import Tally, ViewTally
 from sparsity_audit.types import Criterion, DType, View, common_dtype
 
-__all__ = ["PairSpec", "UnitComparer"]
+__all__ = ["PairSpec", "UnitComparer", "unchanged_tally"]
 
 _ROUNDS_EXACTLY = frozenset({DType.BF16, DType.F8_E4M3, DType.F8_E5M2})
 
@@ -36,6 +36,8 @@ class PairSpec:
         level: How much to count.
         shrink: The c of the decay test; None to leave it out.
         scaled: Whether values are codes times block scales (see `scaled`).
+        known_equal: Whether hashes of the files prove both sides' bytes equal: one side is read for both.
+        unread: Whether, for that reason, neither is read; fingerprints are then 0, not known.
     """
 
     base: DType
@@ -46,6 +48,8 @@ class PairSpec:
     level: Level = "full"
     shrink: float | None = None
     scaled: bool = False
+    known_equal: bool = False
+    unread: bool = False
 
     @property
     def native_dtype(self) -> DType:
@@ -77,6 +81,19 @@ class PairSpec:
             level=self.level,
             shrink=None if served else self.shrink,
         )
+
+
+def unchanged_tally(spec: PairSpec, num_entries: int) -> Tally:
+    """The tally at level `counts` of entries that are known to be equal, without fingerprints."""
+    assert spec.level == "counts", spec.level
+    native, served = (
+        ViewTally(
+            entries=num_entries,
+            changed={criterion.key: 0 for criterion in spec.kernel_spec(view).criteria},
+        )
+        for view in (View.NATIVE, View.SERVED)
+    )
+    return Tally(native=native, served=served if spec.has_served_view else None)
 
 
 class UnitComparer:

@@ -54,6 +54,11 @@ class AlignedRuns:
     units: tuple[WorkUnit, ...]
     left_out: Mapping[str, str]
 
+    def parts_of(self, unit: WorkUnit) -> tuple[TensorSlice, ...]:
+        """What a unit reads of the base and of every run."""
+        tensor = self.tensors[unit.pair]
+        return tensor.base, *tensor.tuned
+
 
 def align_runs(
     base: Catalogue,

@@ -23,7 +23,7 @@ from sparsity_audit.masks.bitmask import Block, compared_spans
 from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.masks.sampling import OUTSIDE, UniformGrouping
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.types import DType, TensorSpec
 
 __all__ = ["MagnitudeGrouping", "StrataGrouping", "base_fingerprint"]

@@ -15,9 +15,11 @@ import numpy as np
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
+from sparsity_audit.passes.ahead import Reads
 from sparsity_audit.passes.aligned import AlignedTensor, align_runs
 from sparsity_audit.passes.engine import Workers, map_units
-from sparsity_audit.passes.execute import OpenFiles, read_part
+from sparsity_audit.passes.execute import read_part
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import WorkUnit, blocks_of
 from sparsity_audit.stats.agreement import DeltaSums
 from sparsity_audit.types import Criterion, View
@@ -80,7 +82,9 @@ def sum_deltas(
                 readers = [inner.enter_context(MaskReader(mask)) for mask in masks]
                 return _of_unit(unit, aligned.tensors[unit.pair], of_base, of_runs, readers, view)
 
-        blocks = {unit.key: found for unit, found in map_units(work, aligned.units, workers=workers)}
+        reads = Reads(aligned.parts_of, (of_base, *of_runs))
+        found = map_units(work, reads.ordered(aligned.units), workers=workers, ahead=reads.announce)
+        blocks = {unit.key: result for unit, result in found}
     for catalogue in (base, *runs):
         catalogue.verify_unchanged()
     ordered = [block for unit in aligned.units for block in blocks[unit.key]]

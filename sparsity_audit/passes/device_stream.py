@@ -23,7 +23,7 @@ from sparsity_audit.compare.device_codes import block_codes
 from sparsity_audit.compare.device_kernel import DeviceKernel
 from sparsity_audit.compare.device_pair import DeviceUnitComparer
 from sparsity_audit.passes.engine import BitSink
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.stats.tally import Tally
 

@@ -8,7 +8,7 @@ writes: `map_bits` brings mask bits back to it, so that workers need to see inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
@@ -17,10 +17,14 @@ import numpy as np
 
 from sparsity_audit.align.records import Pair
 
-__all__ = ["BitSink", "Engine", "Workers", "map_bits", "map_units"]
+__all__ = ["Ahead", "BitSink", "Engine", "Workers", "map_bits", "map_units"]
 
 _Result = TypeVar("_Result")
 _Unit = TypeVar("_Unit")
+
+
+Ahead = Callable[[Sequence[_Unit]], None]
+"""Called where the work is done, with the units that will be done there next, so that they are read ahead."""
 
 
 class Engine(Protocol):
@@ -34,7 +38,7 @@ class Engine(Protocol):
         ...
 
     def map(
-        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit]
+        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, ahead: Ahead[_Unit] | None
     ) -> Generator[tuple[_Unit, _Result], None, None]:
         """As `map_units`."""
         ...
@@ -53,12 +57,20 @@ class BitSink(Protocol):
 
 
 def map_units(
-    work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, workers: Workers
+    work: Callable[[_Unit], _Result],
+    units: Iterable[_Unit],
+    *,
+    workers: Workers,
+    ahead: Ahead[_Unit] | None = None,
 ) -> Generator[tuple[_Unit, _Result], None, None]:
     """Each unit with what `work` gives of it, as they finish; close the generator to stop early."""
     if not isinstance(workers, int):
-        yield from workers.map(work, units)
-    elif workers == 1:
+        yield from workers.map(work, units, ahead=ahead)
+        return
+    if ahead is not None:
+        units = list(units)
+        ahead(units)
+    if workers == 1:
         for unit in units:
             yield unit, work(unit)
     else:
@@ -71,17 +83,18 @@ def map_bits(
     *,
     workers: Workers,
     bits: BitSink | None,
+    ahead: Ahead[_Unit] | None = None,
 ) -> Generator[tuple[_Unit, _Result], None, None]:
     """`map_units` of work that also writes mask bits; a unit's bits are in `bits` before it is yielded."""
     if bits is None or isinstance(workers, int):
-        yield from map_units(lambda unit: work(unit, bits), units, workers=workers)
+        yield from map_units(lambda unit: work(unit, bits), units, workers=workers, ahead=ahead)
         return
 
     def collecting(unit: _Unit) -> tuple[_Result, list[dict[str, Any]]]:
         held = _Collected()
         return work(unit, held), held.writes
 
-    with closing(workers.map(collecting, units)) as results:
+    with closing(workers.map(collecting, units, ahead=ahead)) as results:
         for unit, (result, writes) in results:
             for write in writes:
                 bits.write(**write)

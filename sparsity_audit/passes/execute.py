@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 
 from sparsity_audit.align.records import TensorSlice
 from sparsity_audit.checkpoint.reading import read_entries
-from sparsity_audit.checkpoint.store import ByteSource, Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE, Kernel
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.numpy_kernel import to_float64
-from sparsity_audit.compare.pair import UnitComparer
+from sparsity_audit.compare.pair import PairSpec, UnitComparer, unchanged_tally
 from sparsity_audit.compare.scaled import Descaler, ScaledUnitComparer
+from sparsity_audit.passes.ahead import Reads
 from sparsity_audit.passes.engine import BitSink, Workers, map_bits
 from sparsity_audit.passes.journal import Journal
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.seams import reached
 from sparsity_audit.stats.tally import Tally
 
 __all__ = [
     "BitSink",
-    "OpenFiles",
     "descaler",
     "merge_tallies",
     "read_blocks",
@@ -42,34 +41,6 @@ __all__ = [
 
 _DEVICE_RUN = 16
 """Units that one task of an engine streams through its device: enough to hide start and end of the stream."""
-
-
-class OpenFiles:
-    """The open files of one checkpoint, opened when first read."""
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self._files: dict[int, ByteSource] = {}
-        self._lock = threading.Lock()
-
-    def __getitem__(self, number: int) -> ByteSource:
-        with self._lock:
-            if number not in self._files:
-                self._files[number] = self._catalogue.files[number].open()
-            return self._files[number]
-
-    def close(self) -> None:
-        """Close all of them."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """In another process they are opened again."""
-        return OpenFiles, (self._catalogue,)
-
-    def __del__(self) -> None:
-        """A copy in a worker process has nobody who closes it."""
-        self.close()
 
 
 def run_plan(
@@ -107,6 +78,7 @@ def run_plan(
     base, tuned = OpenFiles(plan.base), OpenFiles(plan.tuned)
 
     try:
+        todo = Reads(plan.parts_of, (base, tuned)).ordered(todo)
         results = _results(plan, todo, base=base, tuned=tuned, kernel=kernel, bits=bits, workers=workers)
         with closing(results):  # reads end before their files are closed
             for unit, tally in results:
@@ -147,7 +119,7 @@ class _Merged:
 
 def _results(
     plan: Plan,
-    units: list[WorkUnit],
+    units: Sequence[WorkUnit],
     *,
     base: OpenFiles,
     tuned: OpenFiles,
@@ -155,12 +127,13 @@ def _results(
     bits: BitSink | None,
     workers: Workers,
 ) -> Generator[tuple[WorkUnit, Tally], None, None]:
+    reads = Reads(plan.parts_of, (base, tuned))
     if kernel.name != "device":
 
         def compare(unit: WorkUnit, bits: BitSink | None) -> Tally:
             return _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits)
 
-        yield from map_bits(compare, units, workers=workers, bits=bits)
+        yield from map_bits(compare, units, workers=workers, bits=bits, ahead=reads.announce)
         return
     if not isinstance(workers, int):
         yield from _on_devices(plan, units, base=base, tuned=tuned, kernel=kernel, bits=bits, workers=workers)
@@ -169,17 +142,23 @@ def _results(
     from sparsity_audit.passes.device_stream import stream_units
 
     assert isinstance(kernel, DeviceKernel)
-    plain = [unit for unit in units if not plan.specs[unit.pair].scaled]
+    plain = [unit for unit in units if not _is_for_host(plan.specs[unit.pair])]
+    reads.announce(plain)
     yield from stream_units(plan, plain, kernel=kernel, base=base, tuned=tuned, bits=bits)
-    scaled = [unit for unit in units if plan.specs[unit.pair].scaled]
-    if scaled:  # devices compare stored codes only; every kernel gives the same counts
+    others = [unit for unit in units if _is_for_host(plan.specs[unit.pair])]
+    if others:  # every kernel gives the same counts
         host = load_kernel("auto", num_bytes=plan.num_bytes)
-        yield from _results(plan, scaled, base=base, tuned=tuned, kernel=host, bits=bits, workers=workers)
+        yield from _results(plan, others, base=base, tuned=tuned, kernel=host, bits=bits, workers=workers)
+
+
+def _is_for_host(spec: PairSpec) -> bool:
+    """Whether the host compares a pair: devices read both sides, and take codes for values."""
+    return spec.scaled or spec.known_equal
 
 
 def _on_devices(
     plan: Plan,
-    units: list[WorkUnit],
+    units: Sequence[WorkUnit],
     *,
     base: OpenFiles,
     tuned: OpenFiles,
@@ -218,11 +197,11 @@ def read_blocks(
     held = spec.of_values
     for block in blocks_of(unit, itemsize=max(held.base.itemsize, held.tuned.itemsize)):
         first, shape = block.row * cols + block.col, (block.num_rows, block.num_cols)
-        yield (
-            block,
-            read_part(pair.base, base, "base", first, shape),
-            read_part(pair.tuned, tuned, "tuned", first, shape),
-        )
+        base_codes = read_part(pair.base, base, "base", first, shape)
+        if spec.known_equal:
+            yield block, base_codes, base_codes
+        else:
+            yield block, base_codes, read_part(pair.tuned, tuned, "tuned", first, shape)
     for catalogue, part in ((plan.base, pair.base), (plan.tuned, pair.tuned)):
         catalogue.files[part.spec.file].verify_unchanged()
         if part.scale is not None:
@@ -270,6 +249,9 @@ def _run_unit(
     plan: Plan, unit: WorkUnit, *, base: OpenFiles, tuned: OpenFiles, kernel: Kernel, bits: BitSink | None
 ) -> Tally:
     pair, spec = plan.pairs[unit.pair], plan.specs[unit.pair]
+    if spec.unread:
+        assert bits is None, "a mask needs fingerprints"
+        return unchanged_tally(spec, unit.num_entries)
     rows, cols = pair.base.rows_cols
     place = {"rows": rows, "cols": cols, "first_entry": unit.first_entry}
     if spec.scaled:

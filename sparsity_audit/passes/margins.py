@@ -21,8 +21,10 @@ from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, strata_of
 from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.passes.ahead import Reads
 from sparsity_audit.passes.engine import Workers, map_units
-from sparsity_audit.passes.execute import OpenFiles, descaler
+from sparsity_audit.passes.execute import descaler
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import Block, Plan, WorkUnit, blocks_of
 from sparsity_audit.stats.stripes import MagnitudeNull, MatrixNull, StratumRate, line_score, stratum_rates
 from sparsity_audit.stats.tally import Tally
@@ -79,8 +81,12 @@ def magnitude_nulls(
             units.append(WorkUnit(pair=number, rows=(0, rows), cols=(0, cols), total_cols=cols))
     files = OpenFiles(plan.base)
     try:
+        reads = Reads(lambda unit: (plan.pairs[unit.pair].base,), (files,))
         results = map_units(
-            lambda unit: _count(plan, unit, rates[unit.pair], files=files, view=view), units, workers=workers
+            lambda unit: _count(plan, unit, rates[unit.pair], files=files, view=view),
+            reads.ordered(units),
+            workers=workers,
+            ahead=reads.announce,
         )
         for unit, null in results:
             nulls[unit.pair] = null

@@ -20,7 +20,7 @@ from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import CorruptCheckpointError, UsageError
 from sparsity_audit.masks.shards import ShardWriter, StoredTensor
 from sparsity_audit.passes.engine import map_units
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.patch_encoding import SEGMENT_ENTRIES
 from sparsity_audit.passes.patch_manifest import PatchTensor
 from sparsity_audit.passes.patch_read import PatchReader

@@ -22,7 +22,7 @@ from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.masks.shards import MAX_SHARD_BYTES, ShardNaming, ShardWriter, StoredTensor
 from sparsity_audit.passes.engine import map_units
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.patch_codec import Compressor
 from sparsity_audit.passes.patch_encoding import (
     SEGMENT_ENTRIES,

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
-from sparsity_audit.align.records import Alignment, Pair
-from sparsity_audit.checkpoint.store import Catalogue
+from sparsity_audit.align.records import Alignment, Pair, TensorSlice
+from sparsity_audit.checkpoint.layout import abridged
+from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.passes.equal_files import completed
 from sparsity_audit.types import Criterion
 
 __all__ = [
@@ -105,9 +107,35 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that will be read, both sides."""
+        """Bytes that are compared, both sides."""
         itemsizes = [spec.base.itemsize + spec.tuned.itemsize for spec in self.specs]
         return sum(unit.num_entries * itemsizes[unit.pair] for unit in self.units)
+
+    @property
+    def equal_files(self) -> tuple[str, ...]:
+        """Names of the tuned side's files that hashes prove equal to the base's."""
+        numbers = {
+            pair.tuned.spec.file
+            for pair, spec in zip(self.pairs, self.specs, strict=True)
+            if spec.known_equal
+        }
+        return tuple(self.tuned.files[number].name for number in sorted(numbers))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know of files that are not read, or read once for both sides."""
+        names, files = self.equal_files, self.tuned.files
+        if not names:
+            return ()
+        is_unread = all(spec.unread for spec in self.specs if spec.known_equal)
+        done = "not read" if is_unread else "read once for both sides"
+        kinds = " or ".join(sorted({file.digest.partition(":")[0] for file in files if file.digest}))
+        return (f"{len(names)} of {len(files)} files are the base's by {kinds}, {done}: {abridged(names)}",)
+
+    def parts_of(self, unit: WorkUnit) -> tuple[TensorSlice | None, TensorSlice | None]:
+        """What a unit reads of base and tuned; None where it reads nothing of a side."""
+        pair, spec = self.pairs[unit.pair], self.specs[unit.pair]
+        return None if spec.unread else pair.base, None if spec.known_equal else pair.tuned
 
     @property
     def num_entries(self) -> int:
@@ -122,6 +150,7 @@ def make_plan(
     *,
     specs: tuple[PairSpec, ...],
     unit_bytes: int,
+    skip_equal: bool = False,
 ) -> Plan:
     """The work units of a comparison.
 
@@ -131,9 +160,13 @@ def make_plan(
         alignment: How they match.
         specs: What is asked of each pair, in the alignment's order; the alignment says which are scaled.
         unit_bytes: Aim for at most so many bytes a side and unit.
+        skip_equal: Read nothing of files whose hashes are equal; only where counts are all that is wanted.
     """
+    knows_equal = any(file.digest for file in base.files)
     specs = tuple(
-        spec if spec.scaled == pair.is_scaled else replace(spec, scaled=pair.is_scaled)
+        completed(spec, pair, base, tuned, skip_equal=skip_equal)
+        if knows_equal
+        else (spec if spec.scaled == pair.is_scaled else replace(spec, scaled=pair.is_scaled))
         for pair, spec in zip(alignment.pairs, specs, strict=True)
     )
     units: list[WorkUnit] = []
@@ -205,14 +238,18 @@ def expected_core_seconds(plan: Plan) -> float:
     return seconds
 
 
+def _identity(file: FileEntry, *, is_pinned: bool) -> list[str | int]:
+    # A commit pins what its files hold; when they were downloaded differs from machine to machine.
+    when = 0 if is_pinned else file.mtime_ns
+    return [file.name, file.num_bytes, when] + ([file.version] if file.version else [])
+
+
 def _plan_key(
     base: Catalogue, tuned: Catalogue, alignment: Alignment, specs: tuple[PairSpec, ...], unit_bytes: int
 ) -> str:
     def side(catalogue: Catalogue) -> list[Any]:
-        # A commit pins what its files hold; when they were downloaded differs from machine to machine.
         is_pinned = catalogue.resolved.startswith("hf://")
-        files = [[f.name, f.num_bytes, 0 if is_pinned else f.mtime_ns] for f in catalogue.files]
-        return [catalogue.resolved, files]
+        return [catalogue.resolved, [_identity(file, is_pinned=is_pinned) for file in catalogue.files]]
 
     # Fed piece by piece: as one text the key of ninety thousand pairs takes more memory than the plan.
     digest = hashlib.sha256(json.dumps([side(base), side(tuned), unit_bytes]).encode())
@@ -227,7 +264,8 @@ def _plan_key(
                 + ([] if s.scale is None else [s.scale.spec.name, s.scale.block])
                 for s in (pair.base, pair.tuned)
             ],
-            [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink],
+            [spec.base, spec.tuned, spec.mask, spec.view, spec.level, spec.shrink]
+            + (["unread"] if spec.unread else []),
             asked[spec.criteria],
         ]
         digest.update(json.dumps(question).encode())

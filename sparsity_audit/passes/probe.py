@@ -7,27 +7,37 @@ dtype are sampled: in narrower dtypes decay of usual size is far below one step 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sparsity_audit.align.records import Pair, TensorSlice
+from sparsity_audit.checkpoint.ranges import FileRead
 from sparsity_audit.checkpoint.reading import read_entries
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.accumulate import CODE_DTYPE
 from sparsity_audit.compare.numpy_kernel import to_float64
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.stats.decay import estimate_shrink
-from sparsity_audit.types import DType
+from sparsity_audit.types import ByteRange, DType
 
 __all__ = ["probe_shrinks"]
 
 _RUNS = 64
 _RUN_ENTRIES = 1024
+_REQUESTS_AT_ONCE = 16
+"""Of a store behind a network: the sample is thousands of small reads, where waiting is all the cost."""
 
 
 def probe_shrinks(base: Catalogue, tuned: Catalogue, pairs: tuple[Pair, ...]) -> tuple[float | None, ...]:
     """The shrink c to test for each pair, or None where none shows in the sample."""
     files = OpenFiles(base), OpenFiles(tuned)
+    chosen = [pair for pair in pairs if _is_sampled(pair)]
     try:
+        for number, opened in enumerate(files):
+            if opened.has_remote:
+                parts = [(pair.base, pair.tuned)[number] for pair in chosen]
+                opened.expect([read for part in parts for read in _reads(part)], in_flight=_REQUESTS_AT_ONCE)
         return tuple(_probe(pair, *files) for pair in pairs)
     finally:
         for side in files:
@@ -35,15 +45,26 @@ def probe_shrinks(base: Catalogue, tuned: Catalogue, pairs: tuple[Pair, ...]) ->
 
 
 def _probe(pair: Pair, base: OpenFiles, tuned: OpenFiles) -> float | None:
-    dtype = pair.base.spec.dtype
-    if (
-        dtype not in (DType.F32, DType.F64)
-        or pair.tuned.spec.dtype is not dtype
-        or pair.base.num_entries == 0
-    ):
+    if not _is_sampled(pair):
         return None
     starts = _starts(pair.base.num_entries)
     return estimate_shrink(_values(pair.base, base, starts), _values(pair.tuned, tuned, starts))
+
+
+def _is_sampled(pair: Pair) -> bool:
+    dtype = pair.base.spec.dtype
+    return dtype in (DType.F32, DType.F64) and pair.tuned.spec.dtype is dtype and pair.base.num_entries > 0
+
+
+def _reads(part: TensorSlice) -> Iterator[FileRead]:
+    """What the sample reads of a part that lies in one run."""
+    spec, first = part.source
+    if spec.strides is not None:
+        return
+    for start in _starts(part.num_entries):
+        stop = min(start + _RUN_ENTRIES, part.num_entries)
+        places = (spec.extent.start + (first + entry) * spec.dtype.itemsize for entry in (start, stop))
+        yield FileRead(spec.file, ByteRange(start=next(places), stop=next(places)))
 
 
 def _starts(num_entries: int) -> list[int]:

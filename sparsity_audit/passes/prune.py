@@ -24,8 +24,9 @@ from sparsity_audit.errors import UnsupportedFormatError, UsageError
 from sparsity_audit.masks.reader import MaskReader
 from sparsity_audit.masks.shards import ShardWriter, StoredTensor
 from sparsity_audit.passes.engine import Workers, map_units
-from sparsity_audit.passes.execute import OpenFiles, read_blocks
+from sparsity_audit.passes.execute import read_blocks
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import BLOCK_BYTES, Block, Plan, WorkUnit
 from sparsity_audit.passes.prune_masks import KeepMask
 from sparsity_audit.passes.topk import delta_codes

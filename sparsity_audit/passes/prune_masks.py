@@ -24,9 +24,9 @@ from sparsity_audit.masks.metadata import MaskTensor
 from sparsity_audit.masks.reader import MaskCatalogue, open_mask
 from sparsity_audit.masks.sampling import OUTSIDE, RandomSource, split_draw
 from sparsity_audit.passes.base_strata import base_fingerprint
-from sparsity_audit.passes.execute import OpenFiles
 from sparsity_audit.passes.keep import Keep
 from sparsity_audit.passes.mask_sink import MaskSink, mask_fingerprints, mask_metadata, mask_tensors
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import Plan
 from sparsity_audit.passes.topk import TopSelection, select_all_but_smallest, select_top
 from sparsity_audit.stats.tally import Tally

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from sparsity_audit.errors import ClusterError, MissingExtraError, SparsityAuditError
+from sparsity_audit.passes.engine import Ahead
 from sparsity_audit.passes.ray_errors import explained, lost, name_of
 from sparsity_audit.seams import reached
 
@@ -97,7 +98,7 @@ class RayEngine:
             self._ray.shutdown()
 
     def map(
-        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit]
+        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, ahead: Ahead[_Unit] | None = None
     ) -> Generator[tuple[_Unit, _Result], None, None]:
         """Each unit with its result, as they come back.
 
@@ -110,7 +111,7 @@ class RayEngine:
             return
         from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
-        shipped = ray.put(cloudpickle.dumps(work))
+        shipped = ray.put(cloudpickle.dumps((work, ahead)))
         key, task = uuid.uuid4().hex, ray.remote(_run_batch).options(**self._options)
         queue = iter(_batches(todo, self.num_slots()))
         running: dict[Any, list[_Unit]] = {}
@@ -230,15 +231,18 @@ class _Done:
     host: str = ""
 
 
-_works: dict[str, Callable[[Any], Any]] = {}
-"""In a worker process: the one `work` it runs, by key. The next pass's takes its place."""
+_works: dict[str, tuple[Callable[[Any], Any], Ahead[Any] | None]] = {}
+"""In a worker process: the one `work` it runs and what reads ahead for it, by key. The next pass's takes its
+place."""
 
 
 def _run_batch(key: str, shipped: list[Any], units: list[Any]) -> _Done:
     """The task. `shipped` is a list because Ray would fetch and unpickle a bare reference for every task."""
     results: list[Any] = []
     try:
-        work = _works.get(key) or _load(key, shipped[0])
+        work, ahead = _works.get(key) or _load(key, shipped[0])
+        if ahead is not None:
+            ahead(units)
         for unit in units:
             results.append(work(unit))
             reached("unit done by a worker")
@@ -247,7 +251,7 @@ def _run_batch(key: str, shipped: list[Any], units: list[Any]) -> _Done:
     return _Done(results=results)
 
 
-def _load(key: str, shipped: Any) -> Callable[[Any], Any]:
+def _load(key: str, shipped: Any) -> tuple[Callable[[Any], Any], Ahead[Any] | None]:
     import ray  # pyright: ignore[reportMissingImports]
     from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 

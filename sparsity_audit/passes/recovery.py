@@ -21,10 +21,12 @@ from sparsity_audit.compare.accumulate import Accumulator, Kernel, KernelSpec
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import to_float64
 from sparsity_audit.masks.reader import MaskCatalogue, MaskReader
+from sparsity_audit.passes.ahead import Reads
 from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
 from sparsity_audit.passes.engine import Workers, map_units
-from sparsity_audit.passes.execute import OpenFiles, read_part
+from sparsity_audit.passes.execute import read_part
 from sparsity_audit.passes.mask_bits import block_bits, runs_within
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import Block, WorkUnit, blocks_of
 from sparsity_audit.stats.recovery import CRITERIA, RecoverySums
 from sparsity_audit.types import Criterion, DType, View, common_dtype
@@ -182,7 +184,9 @@ def measure_recovery(
             stack.callback(files[-1].close)
         task = _Task(aligned, files, mask, tuple(own_masks), view, kernel)
         units = aligned.units
-        found = {unit.key: result for unit, result in map_units(task.run, units, workers=workers)}
+        reads = Reads(aligned.parts_of, tuple(files))
+        results = map_units(task.run, reads.ordered(units), workers=workers, ahead=reads.announce)
+        found = {unit.key: result for unit, result in results}
     for catalogue in (base, full, *runs):
         catalogue.verify_unchanged()
     numbers = range(1 + len(runs))

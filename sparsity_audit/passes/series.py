@@ -7,7 +7,7 @@ every step is left out and named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -19,9 +19,11 @@ from sparsity_audit.compare.deltas import codes_in_view
 from sparsity_audit.compare.dispatch import load_kernel
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.masks.bitmask import popcount
+from sparsity_audit.passes.ahead import Reads
 from sparsity_audit.passes.aligned import AlignedRuns, AlignedTensor, align_runs
 from sparsity_audit.passes.engine import Workers, map_units
-from sparsity_audit.passes.execute import OpenFiles, read_part
+from sparsity_audit.passes.execute import read_part
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import WorkUnit, blocks_of, default_criteria
 from sparsity_audit.stats.trajectory import TrajectoryCounts
 from sparsity_audit.types import Criterion, View
@@ -90,7 +92,9 @@ def count_series(
         def work(unit: WorkUnit) -> TrajectoryCounts:
             return _of_unit(unit, aligned.tensors[unit.pair], files, kernel=kernel, view=view, lags=lags)
 
-        counts = _merged(aligned, work, len(steps), lags, workers=workers)
+        reads = Reads(aligned.parts_of, tuple(files))
+        results = map_units(work, reads.ordered(aligned.units), workers=workers, ahead=reads.announce)
+        counts = _merged(aligned, results, lags)
     for catalogue in (base, *steps):
         catalogue.verify_unchanged()
     return SeriesPass(counts=counts, left_out=aligned.left_out)
@@ -105,14 +109,11 @@ def _refusal(tensor: AlignedTensor) -> str | None:
 
 def _merged(
     aligned: AlignedRuns,
-    work: Callable[[WorkUnit], TrajectoryCounts],
-    num_steps: int,
+    results: Iterable[tuple[WorkUnit, TrajectoryCounts]],
     lags: Sequence[int],
-    *,
-    workers: Workers,
 ) -> dict[str, TrajectoryCounts]:
-    counts = {tensor.name: _nothing(tensor, num_steps, lags) for tensor in aligned.tensors}
-    for unit, found in map_units(work, aligned.units, workers=workers):
+    counts = {tensor.name: _nothing(tensor, len(tensor.tuned), lags) for tensor in aligned.tensors}
+    for unit, found in results:
         name = aligned.tensors[unit.pair].name
         counts[name] = counts[name].merge(found)
     return counts

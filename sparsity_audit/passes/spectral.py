@@ -21,7 +21,8 @@ from sparsity_audit.compare.accumulate import CODE_DTYPE, Accumulator, KernelSpe
 from sparsity_audit.compare.convert import widen
 from sparsity_audit.compare.numpy_kernel import NumpyKernel, to_float64
 from sparsity_audit.errors import UsageError
-from sparsity_audit.passes.execute import OpenFiles, read_values
+from sparsity_audit.passes.execute import read_values
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.spectral import (
     SpectralCost,

@@ -22,8 +22,10 @@ import numpy as np
 from sparsity_audit.compare.deltas import codes_in_view, float_deltas
 from sparsity_audit.compare.numpy_kernel import integer_distance
 from sparsity_audit.compare.pair import PairSpec
+from sparsity_audit.passes.ahead import Reads
 from sparsity_audit.passes.engine import BitSink, Workers, map_bits, map_units
-from sparsity_audit.passes.execute import OpenFiles, read_values
+from sparsity_audit.passes.execute import read_values
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import Plan, WorkUnit
 from sparsity_audit.stats.tally import Tally
 from sparsity_audit.types import Criterion, View
@@ -325,7 +327,10 @@ class _Reader:
                     )
             return part
 
-        return map_bits(work, self._units, workers=self._workers, bits=bits)
+        reads = self._reads
+        return map_bits(
+            work, reads.ordered(self._units), workers=self._workers, bits=bits, ahead=reads.announce
+        )
 
     def _map(self, function):
         def work(unit: WorkUnit) -> list:
@@ -336,7 +341,12 @@ class _Reader:
                 found.append(function(codes[eligible], hashes[eligible]))
             return found
 
-        return map_units(work, self._units, workers=self._workers)
+        reads = self._reads
+        return map_units(work, reads.ordered(self._units), workers=self._workers, ahead=reads.announce)
+
+    @property
+    def _reads(self) -> Reads:
+        return Reads(self._plan.parts_of, (self._base, self._tuned))
 
     def _blocks(self, unit: WorkUnit):
         return read_values(self._plan, unit, base=self._base, tuned=self._tuned)

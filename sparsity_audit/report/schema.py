@@ -127,7 +127,8 @@ class TensorRecord:
         tuned_name: The tuned tensor it was compared with.
         rule: The rule that matched them.
         shape: Shape compared.
-        base_fingerprint: 16 hex digits over the stored codes compared; not cryptographic.
+        base_fingerprint: 16 hex digits over the stored codes compared; not cryptographic. Empty where hashes
+            of the files prove both sides equal and nothing was read.
         tuned_fingerprint: The same of the tuned side.
         summary: Counts and norms.
         displacement: Fitted latent displacement (16-bit dtypes at level `full`).

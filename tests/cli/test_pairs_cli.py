@@ -196,7 +196,7 @@ def test_eviction_never_removes_what_was_cached_before(hub, run, three_pairs, tm
         (("--pairs", "pairs.yaml", "-o", "out", "--view", "served"), "--view cannot stand beside --pairs"),
         (("--pairs", "pairs.yaml", "-o", "out", "--criterion", "value"), "--criterion cannot stand beside"),
         (("base", "tuned", "--pairs", "pairs.yaml", "-o", "out"), "base cannot stand beside --pairs"),
-        (("base", "tuned", "--evict"), "--evict needs --pairs"),
+        (("base", "tuned", "--evict", "--stream"), "--evict and --stream exclude each other"),
         (("base", "tuned", "--only", "x"), "--only needs --pairs"),
         (("base",), "Missing argument 'TUNED'"),
         ((), "Missing argument 'BASE'"),

@@ -19,7 +19,8 @@ from sparsity_audit.compare.numpy_kernel import NumpyKernel
 from sparsity_audit.compare.pair import PairSpec
 from sparsity_audit.errors import ChangedInputError
 from sparsity_audit.passes.device_stream import Reader, stream_blocks, stream_units
-from sparsity_audit.passes.execute import OpenFiles, run_plan
+from sparsity_audit.passes.execute import run_plan
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.passes.plan import default_criteria, make_plan
 from sparsity_audit.types import ByteRange, Criterion, DType, TensorSpec, View
 

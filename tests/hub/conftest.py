@@ -20,13 +20,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off the path
 
 from hub_server import HubServer
+from streaming import checkpoint, reset, save
 
 _CLIENT = """
 import json, sys
-from sparsity_audit.checkpoint import hub
+from sparsity_audit.checkpoint import hub_calls
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.errors import SparsityAuditError
-hub._WAITS_S = (0.05, 0.1)
+hub_calls.WAITS_S = (0.05, 0.1)
 try:
     c = open_checkpoint(sys.argv[1])
 except SparsityAuditError as e:
@@ -85,3 +86,39 @@ def open_reference(hub: HubServer, tmp_path: Path) -> Callable[..., Answer]:
         return Answer(json.loads(done.stdout), done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def near_server() -> Iterator[HubServer]:
+    made = HubServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def near_hub(near_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """The loopback Hub, with this process as its client."""
+    from huggingface_hub import HfApi, constants
+
+    from sparsity_audit.checkpoint import hub_calls, hub_file
+
+    for name in [n for n in os.environ if n.startswith("HF_") or n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(hub_calls, "WAITS_S", (0.001, 0.001))
+    monkeypatch.setattr(hub_file, "FIRST_WAIT_S", 0.001)
+    api = HfApi(endpoint=near_server.url, library_name="sparsity-audit")
+    monkeypatch.setattr("sparsity_audit.checkpoint.hub_stream.hub_api", lambda: api)
+    near_server.repos.clear()
+    reset(near_server)
+    return near_server
+
+
+@pytest.fixture
+def pair(near_hub: HubServer, tmp_path: Path) -> dict[str, dict[str, bytes]]:
+    sides = {"base": checkpoint(0), "tuned": checkpoint(1, moved=(0, 1, 2))}
+    for name, files in sides.items():
+        near_hub.add(f"org/{name}", files)
+        save(files, tmp_path / name)
+    return sides

@@ -65,6 +65,13 @@ class HubServer:
         self.listed_sizes: dict[str, int] = {}
         self.on_request: Any = None
         self.blobs: dict[str, bytes] = {}
+        self.ignores_range = False
+        self.serves_files = False
+        self.cuts: list[int] = []
+        self.num_cuts = 0
+        self.sent_bytes = 0
+        self.expired: set[str] = set()
+        self.signed: list[str] = []
         self._lock = threading.Lock()
         self._servers = [_serve(self, _HubHandler), _serve(self, _StorageHandler)]
         # Another host name, not only another port: some versions of the library compare names alone.
@@ -97,6 +104,26 @@ class HubServer:
         for data in files.values():
             self.blobs[hashlib.sha256(data).hexdigest()] = data
         return commit
+
+    def count_sent(self, num_bytes: int) -> None:
+        with self._lock:
+            self.sent_bytes += num_bytes
+
+    def path_of(self, data: bytes) -> str:
+        """What the storage path of a content begins with."""
+        return hashlib.sha256(data).hexdigest()
+
+    def take_cut(self) -> int:
+        """After how many bytes the next ranged answer breaks off."""
+        with self._lock:
+            self.num_cuts += 1
+            return self.cuts.pop(0) if self.cuts else 10**12
+
+    def sign(self) -> str:
+        """A new signature; it is good until it is put into `expired`."""
+        with self._lock:
+            self.signed.append(f"secret-signature-{len(self.signed)}")
+            return self.signed[-1]
 
     def fail(self, pattern: str, **fault: Any) -> Fault:
         self.faults.append(Fault(pattern, **fault))
@@ -159,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = self._fault.cut_after if self._fault is not None else None
+        if self.host == "storage":
+            self.hub.count_sent(len(body[:cut]))
         if cut is None:
             self.wfile.write(body)
             return
@@ -256,6 +285,15 @@ class _HubHandler(_Handler):
         data = repo.commits[commit].get(path)
         if data is None:
             self.refuse(404, "EntryNotFound", "Entry not found")
+        elif path.endswith(LARGE) and self.hub.serves_files:
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if match is None:
+                self.send(200, data, headers)
+                return
+            body = data[int(match[1]) : int(match[2]) + 1]
+            headers["Content-Range"] = f"bytes {match[1]}-{match[2]}/{len(data)}"
+            self.send(206, body, headers)
         elif path.endswith(LARGE):
             sha256 = hashlib.sha256(data).hexdigest()
             headers = {
@@ -263,7 +301,7 @@ class _HubHandler(_Handler):
                 "X-Linked-Etag": f'"{sha256}"',
                 "X-Linked-Size": str(len(data)),
                 "ETag": f'"{_oid(data)}"',
-                "Location": f"{self.hub.storage_url}/{sha256}/{quote(path)}?Signature=secret-signature",
+                "Location": f"{self.hub.storage_url}/{sha256}/{quote(path)}?Signature={self.hub.sign()}",
             }
             self.send(302, b"", headers)
         else:
@@ -274,16 +312,23 @@ class _StorageHandler(_Handler):
     host = "storage"
 
     def answer(self) -> None:
+        if self._fault is None and self.hub.cuts and "Range" in self.headers:
+            self._fault = Fault("", cut_after=self.hub.take_cut())
         data = self.hub.blobs.get(self.path.split("/")[1])
         if data is None or "Authorization" in self.headers:
             self.send(403, b"")
             return
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if match is None:
+        signed = parse_qs(urlsplit(self.path).query).get("Signature", [""])[0]
+        if signed in self.hub.expired:
+            self.send(403, b"<Error><Code>AccessDenied</Code></Error>")
+            return
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if match is None or self.hub.ignores_range:
             self.send(200, data, {"Accept-Ranges": "bytes"})
             return
-        start = int(match[1])
-        self.send(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
+        start, last = int(match[1]), int(match[2] or len(data) - 1)
+        body = data[start : last + 1]
+        self.send(206, body, {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(data)}"})
 
 
 def _oid(data: bytes) -> str:

@@ -14,7 +14,7 @@ from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.masks.sampling import OUTSIDE
 from sparsity_audit.passes import base_strata
 from sparsity_audit.passes.base_strata import StrataGrouping, base_fingerprint
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 
 
 @pytest.mark.parametrize("compared", [((0, 7),), ((0, 3), (3, 7)), ((1, 2), (4, 7)), ()])

@@ -136,8 +136,8 @@ def test_a_unit_that_fails_on_an_engine_leaves_a_run_that_goes_on(
 
 
 def _failing_after(count: int, real):
-    def mapped(self, work, units):
-        for number, found in enumerate(real(self, work, units)):
+    def mapped(self, work, units, *, ahead):
+        for number, found in enumerate(real(self, work, units, ahead=ahead)):
             if number == count:
                 raise ChangedInputError("the eighth", "is not what it was")
             yield found

@@ -18,7 +18,7 @@ from sparsity_audit.errors import MaskError, UsageError
 from sparsity_audit.masks.bitmask import unpack_bits
 from sparsity_audit.masks.reader import MaskReader, open_mask
 from sparsity_audit.passes.base_strata import base_fingerprint
-from sparsity_audit.passes.execute import OpenFiles
+from sparsity_audit.passes.open_files import OpenFiles
 from sparsity_audit.training.fingerprints import fingerprint, stored_forms
 from sparsity_audit.training.freeze import freeze_outside
 from sparsity_audit.training.parameters import name_parameters
