@@ -50,7 +50,7 @@ def shipped(value: Any) -> Any:
 
 
 class FakeEngine:
-    """In the place of `RayEngine`: every unit by a copy of the work, the last unit first."""
+    """In the place of `RayEngine`: every unit by a copy of the work, the second half first."""
 
     made: ClassVar[list[FakeEngine]] = []
 
@@ -76,9 +76,13 @@ class FakeEngine:
     ) -> Generator[tuple[Any, Any], None, None]:
         copy, ahead = shipped((work, ahead))
         self.num_maps += 1
-        backwards = list(units)[::-1]
-        if ahead is not None:
-            ahead(shipped(backwards))
-        for unit in backwards:
-            self.num_units += 1
-            yield unit, shipped(copy(shipped(unit)))
+        todo = list(units)
+        middle = len(todo) // 2
+        for batch in (todo[middle:], todo[:middle]):
+            if ahead is not None:
+                ahead(shipped(batch))
+            yield from ((unit, self._done(copy, unit)) for unit in batch)
+
+    def _done(self, copy: Callable[[Any], Any], unit: Any) -> Any:
+        self.num_units += 1
+        return shipped(copy(shipped(unit)))
