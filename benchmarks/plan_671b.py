@@ -47,7 +47,7 @@ def main() -> None:
         "command": "python benchmarks/plan_671b.py",
         "machine": machine(),
         "versions": versions(("sparsity-audit", "numpy")),
-        "note": "1 MB is 1e6 bytes; where the load average is above 1, CPU time is the tool's and wall time is not",
+        "note": "1 MB is 1e6 bytes; above a load average of 1, CPU time is the tool's and wall time is not",
         "tensors": len(tensors),
         "shards": 163,
         "plan": {key: value for key, value in plan.items() if isinstance(value, (int, float))},
