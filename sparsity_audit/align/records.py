@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import groupby
 from math import prod
 from typing import Literal
 
@@ -228,10 +229,9 @@ def _verify_side(
             if leftover.name in left:
                 raise _defect(side, f"{leftover.name!r} is a leftover twice")
             left[leftover.name] = leftover.num_entries
-    runs: dict[str, list[TensorSlice]] = {}
-    for run in slices:
-        runs.setdefault(run.spec.name, []).append(run)
-    for name, of_tensor in runs.items():
+    # Sorted, not gathered in a dictionary of lists: that took a tenth of the memory of a plan.
+    for name, grouped in groupby(sorted(slices, key=_name_of), key=_name_of):
+        of_tensor = list(grouped)
         if len(of_tensor) == 1 and _is_all(of_tensor[0]) and name not in left:
             continue
         end = 0
@@ -245,6 +245,10 @@ def _verify_side(
     found = account.compared + account.skipped + account.leftover
     if found != account.total:
         raise _defect(side, f"{found} entries accounted for, {account.total} in storage")
+
+
+def _name_of(run: TensorSlice) -> str:
+    return run.spec.name
 
 
 def _is_all(run: TensorSlice) -> bool:

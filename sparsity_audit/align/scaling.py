@@ -10,6 +10,7 @@ Source: the `weight_block_size` and `weight_scale_inv` of DeepSeek-V3, README_WE
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from sparsity_audit.align.records import BlockScale
@@ -46,7 +47,7 @@ def block_scale(spec: TensorSpec, catalogue: Catalogue) -> BlockScale | str | No
     rows, cols = (_inferred_block(size, count) for size, count in axes)
     if rows is None or cols is None:
         return f"{shapes}: no configuration gives weight_block_size, and shapes leave more than one"
-    return BlockScale(spec=scale, block=(rows, cols))
+    return BlockScale(spec=scale, block=_block(rows, cols))
 
 
 def _stated_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -56,8 +57,13 @@ def _stated_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
         if isinstance(block, list | tuple) and len(block) == 2:
             rows, cols = block
             if isinstance(rows, int) and isinstance(cols, int) and min(rows, cols) > 0:
-                return rows, cols
+                return _block(rows, cols)
     return None
+
+
+@cache  # tensors by the ten thousand have one
+def _block(rows: int, cols: int) -> tuple[int, int]:
+    return rows, cols
 
 
 def _inferred_block(size: int, count: int) -> int | None:

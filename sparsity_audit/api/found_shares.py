@@ -21,6 +21,7 @@ from sparsity_audit.stats.tally import Tally
 __all__ = ["FoundShares", "find_shares"]
 
 _SHOWN = 12
+_WHAT_MAKES_THEM = "what `diff … -o DIR --shard-index I --num-shards N` leaves"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,16 @@ class FoundShares:
         """Where the shares' mask bits lie."""
         return tuple(share_bits_path(path.parent, path.stem) for path in self.journals)
 
+    def verify_here(self) -> None:
+        """Raise UsageError where local checkpoints are not: their names would be sought on the Hub."""
+        gone = [name for name in self.facts.get("local", ()) if not Path(name).exists()]
+        if gone:
+            raise UsageError(
+                " and ".join(gone),
+                "not here: the shares compared local files of this name",
+                remedy="merge in the directory where the shares ran, or where the same names lead to copies",
+            )
+
     def verify_plan(self, plan: Plan) -> None:
         """Raise ChangedInputError when headers, sizes or times of the checkpoints now give another plan."""
         if plan.key != self.plan_key:
@@ -61,6 +72,12 @@ class FoundShares:
 
     def verify_complete(self, units: Sequence[Sequence[WorkUnit]], *, with_bits: bool) -> None:
         """Raise UsageError when a share has not done all its units, or its mask bits are not there."""
+        if with_bits and self.facts["mask"] is None:
+            raise UsageError(
+                _places(self.folders),
+                "the shares ran without --mask and kept no mask bits",
+                remedy="merge without --mask, or run them again with --mask and --overwrite",
+            )
         unfinished = []
         for number, (path, mine) in enumerate(zip(self.journals, units, strict=True)):
             lost = {unit.key for unit in mine} - self._open(path, number).keys()
@@ -72,7 +89,7 @@ class FoundShares:
             raise UsageError(
                 _places(self.folders),
                 f"unfinished shares: {_list(unfinished)}",
-                expected="every share finished, with --mask if a mask is wanted",
+                expected="every share finished",
                 remedy="run them again with the same options; each goes on where it stopped",
             )
 
@@ -106,25 +123,24 @@ def find_shares(folders: Sequence[Path]) -> FoundShares:
         UsageError: There are none, some are missing or there twice, or they are not of one run.
         OutputError: A journal cannot be read.
     """
-    paths: dict[int, Path] = {}
-    counts: dict[int, Path] = {}
+    paths: dict[tuple[int, int], Path] = {}
     for folder in folders:
+        if not folder.is_dir():
+            found = "is no directory" if folder.exists() else "no such directory"
+            raise UsageError(str(folder), found, expected=_WHAT_MAKES_THEM)
         for path in sorted(folder.glob("share-*-of-*.jsonl")):
             match = re.fullmatch(r"share-(\d{5,})-of-(\d{5,})", path.stem)
             if match is None:
                 continue
             index, count = map(int, match.groups())
-            counts.setdefault(count, path)
-            if paths.setdefault(index, path) is not path and paths[index].resolve() != path.resolve():
-                _refuse_twice(paths[index], path)
+            other = paths.setdefault((count, index), path)
+            if other.resolve() != path.resolve():
+                _refuse_twice(other, path)
     if not paths:
-        raise UsageError(
-            _places(folders),
-            "holds no share" if len(folders) == 1 else "hold no share",
-            expected="what `diff … -o DIR --shard-index I --num-shards N` leaves",
-        )
+        raise _no_share(folders)
+    counts = {count: path for (count, _), path in sorted(paths.items(), reverse=True)}
     if len(counts) > 1:
-        first, second = list(counts)[:2]
+        first, second = sorted(counts)[:2]
         raise UsageError(
             _places(folders),
             f"shares of {first} ({counts[first].name}) and of {second} ({counts[second].name})",
@@ -132,14 +148,14 @@ def find_shares(folders: Sequence[Path]) -> FoundShares:
             remedy="remove those of the other run",
         )
     (count,) = counts
-    missing = [index for index in range(count) if index not in paths]
+    missing = [index for index in range(count) if (count, index) not in paths]
     if missing:
         raise UsageError(
             _places(folders),
             f"{len(missing)} of {count} shares are missing: {_list(_spans(missing))}",
             remedy="run them with the same options and --shard-index, or name their directories as well",
         )
-    return _of_one_run(folders, [paths[index] for index in range(count)])
+    return _of_one_run(folders, [paths[count, index] for index in range(count)])
 
 
 def _of_one_run(folders: Sequence[Path], journals: Sequence[Path]) -> FoundShares:
@@ -173,6 +189,17 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> s
         key = next(name for name in a | b if a.get(name) != b.get(name))
         a, b = a.get(key), b.get(key)
     return f"{key} {b!r} instead of {a!r}"
+
+
+def _no_share(folders: Sequence[Path]) -> UsageError:
+    holds = "holds" if len(folders) == 1 else "hold"
+    done = any((folder / "report.json").is_file() for folder in folders)
+    return UsageError(
+        _places(folders),
+        f"{holds} no share, but a finished report" if done else f"{holds} no share",
+        expected=_WHAT_MAKES_THEM,
+        remedy="they may be merged already: see `report`, or run the shares again" if done else None,
+    )
 
 
 def _refuse_twice(one: Path, other: Path) -> None:

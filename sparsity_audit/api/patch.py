@@ -8,13 +8,14 @@ below.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from sparsity_audit.api.sides import open_against, open_base
+from sparsity_audit.api.sides import open_against, open_base, verify_distinct
 from sparsity_audit.checkpoint.companions import choose_companions
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import AlignmentError, ChangedInputError, UsageError
@@ -67,7 +68,7 @@ def patch_make(
         What each patch holds and costs.
 
     Raises:
-        UsageError: No tuned checkpoint, or one side twice in a row.
+        UsageError: No tuned checkpoint, one side twice in a row, or a patch in the place of a checkpoint.
         AlignmentError: No tensor has a counterpart of its name, dtype and shape.
         OutputError: `output` is not empty, or cannot be written; nothing is left behind.
         MissingExtraError: zstd is asked for and not installed.
@@ -76,8 +77,12 @@ def patch_make(
     note = on_note or (lambda _text: None)
     if not tuned:
         raise UsageError("patch", "no tuned checkpoint is named", expected="one or more")
+    for reference in (base, *tuned):
+        _verify_no_patch(reference)
     first = open_base(base)
     sides = [first, *(open_against(first, step) for step in tuned)]
+    for before, after in itertools.pairwise(sides):
+        verify_distinct(before, after)
     for text in (text for side in sides for text in side.notes):
         note(text)
     _ = [side.folder for side in sides]  # refused now, not when the tensors are compared
@@ -128,6 +133,7 @@ def patch_apply(
     folders = [folder for patch in patches for folder in _patch_folders(Path(patch))]
     if not folders:
         raise UsageError("patch", "no patch is named", expected="one or more patch directories")
+    _verify_no_patch(base)
     first = open_base(base)
     for text in first.notes:
         note(text)
@@ -180,6 +186,19 @@ def _patch_folders(path: Path) -> list[Path]:
         return [path]
     steps = sorted(inner for inner in path.iterdir() if (inner / MANIFEST).is_file())
     return steps or [path]
+
+
+def _verify_no_patch(reference: str | Path | Catalogue) -> None:
+    """Arguments in the wrong order end here, and not in the lack of weights in a patch."""
+    if isinstance(reference, Catalogue):
+        return
+    if any((folder / MANIFEST).is_file() for folder in _patch_folders(Path(reference))):
+        raise UsageError(
+            str(reference),
+            "is a patch",
+            expected="a checkpoint",
+            remedy="`patch apply BASE PATCH -o OUT` makes a checkpoint of it",
+        )
 
 
 def _folders(sides: Sequence[Catalogue]) -> list[Path]:

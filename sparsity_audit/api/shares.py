@@ -81,7 +81,7 @@ def diff_share(
         output: Directory for the share's files. All shares may have the same one, or each its own.
         question: What is asked; the same in every run.
         mask: Directory in which `merge` shall make the update mask.
-        overwrite: Drop what an earlier run of this share left.
+        overwrite: Drop what an earlier run of this share left; `merge` will replace a report beside it.
         workers: As in `diff`.
         kernel: As in `diff`.
         device: As in `diff`.
@@ -90,7 +90,7 @@ def diff_share(
 
     Raises:
         UsageError: There is no such share.
-        OutputError: The directory holds this share of another question.
+        OutputError: The directory holds this share of another question, or a finished report.
     """
     if not 0 <= shard_index < num_shards:
         raise UsageError(
@@ -105,7 +105,7 @@ def diff_share(
     question.verify(prepared.alignment)
     plan = plan_of_share(prepared.plan, shard_index, num_shards)
     facts = _facts(prepared, question, shard_index=shard_index, num_shards=num_shards, mask=mask)
-    folder = _share_folder(Path(output), prepared)
+    folder = _share_folder(Path(output), prepared, overwrite=overwrite)
     name = share_name(shard_index, num_shards)
     with ExitStack() as stack:
         journal = Journal(folder / f"{name}.jsonl", plan_key=plan.key, facts=facts, restart=overwrite)
@@ -152,6 +152,9 @@ def _facts(
         "tuned": prepared.tuned.reference,
         "question": question.to_json(),
         "mask": None if mask is None else str(mask),
+        "local": [
+            side.reference for side in (prepared.base, prepared.tuned) if Path(side.reference).exists()
+        ],
     }
 
 
@@ -161,11 +164,18 @@ def _has_bits(facts: Mapping[str, Any]) -> bool:
     return facts["mask"] is not None and not (criteria and criteria[0].startswith("top:"))
 
 
-def _share_folder(folder: Path, prepared: Prepared) -> Path:
+def _share_folder(folder: Path, prepared: Prepared, *, overwrite: bool) -> Path:
     inputs = {file.path.parent.resolve() for side in (prepared.base, prepared.tuned) for file in side.files}
     if folder.resolve() in inputs:
         raise OutputError(
             str(folder), "holds a checkpoint that is compared", remedy="choose another -o for the results"
+        )
+    if (folder / "report.json").exists() and not overwrite:
+        # Said now, not when all shares have run: `merge` would refuse to replace it.
+        raise OutputError(
+            str(folder),
+            "holds the report of a finished run",
+            remedy="choose another -o, or add --overwrite to the shares and to `merge`",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,6 +228,7 @@ def merge(
     """
     started, note = time.time(), on_note or (lambda _text: None)
     found = find_shares([Path(folder) for folder in folders])
+    found.verify_here()
     question = DiffQuestion.from_json(found.facts["question"])
     prepared = prepare(found.facts["base"], found.facts["tuned"], question)
     found.verify_plan(prepared.plan)

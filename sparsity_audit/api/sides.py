@@ -15,7 +15,7 @@ from sparsity_audit.checkpoint.spelling import MASTER
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.errors import UsageError
 
-__all__ = ["open_against", "open_base", "open_sides"]
+__all__ = ["open_against", "open_base", "open_sides", "verify_distinct"]
 
 
 def open_sides(base: str | Path | Catalogue, tuned: str | Path | Catalogue) -> tuple[Catalogue, Catalogue]:
@@ -26,14 +26,19 @@ def open_sides(base: str | Path | Catalogue, tuned: str | Path | Catalogue) -> t
         SparsityAuditError: As `open_checkpoint` raises it.
     """
     first = open_base(base)
-    sides = [first, open_against(first, tuned)]
-    if _is_one_checkpoint(*sides):
+    second = open_against(first, tuned)
+    verify_distinct(first, second)
+    return first, second
+
+
+def verify_distinct(base: Catalogue, tuned: Catalogue) -> None:
+    """Raise UsageError when both sides lead to the same checkpoint."""
+    if _is_one_checkpoint(base, tuned):
         raise UsageError(
-            sides[1].reference,
+            tuned.reference,
             "base and tuned are the same checkpoint",
             expected="two different ones, BASE first",
         )
-    return sides[0], sides[1]
 
 
 def open_base(reference: str | Path | Catalogue) -> Catalogue:

@@ -50,12 +50,13 @@ def read_header(entry: FileEntry, *, file: int) -> tuple[dict[str, TensorSpec], 
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _corrupt(entry, "`__metadata__` is not a map of strings")
-    # Names come back in the index and on the other side; a model has few shapes. One object each.
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    # Names come back in the index and on the other side, a model has few shapes, and where a tensor ends the
+    # next one starts. One object each.
+    shared: dict[Any, Any] = {}
     tensors = {}
     for name in map(sys.intern, list(header)):
         tensors[name] = _spec(
-            entry, name=name, record=header.pop(name), data_start=data_start, file=file, shapes=shapes
+            entry, name=name, record=header.pop(name), data_start=data_start, file=file, shared=shared
         )
     _check_cover(entry, tensors, data_start=data_start)
     return tensors, metadata
@@ -126,7 +127,7 @@ def _spec(
     record: Any,
     data_start: int,
     file: int,
-    shapes: dict[tuple[int, ...], tuple[int, ...]],
+    shared: dict[Any, Any],
 ) -> TensorSpec:
     if not name.isprintable():
         # Lone surrogates cannot be written anywhere; escape sequences would reach a terminal.
@@ -160,9 +161,13 @@ def _spec(
             f"tensor {name!r} ends at byte {data_start + offsets[1]} of a file of {entry.num_bytes}",
             remedy="the file is truncated; download or copy it again",
         )
-    extent = ByteRange(start=data_start + offsets[0], stop=data_start + offsets[1])
-    shared = shapes.setdefault(tuple(shape), tuple(shape))
-    return TensorSpec(name=name, dtype=dtype, shape=shared, file=file, extent=extent)
+    start, stop, shape = (
+        shared.setdefault(value, value)
+        for value in (data_start + offsets[0], data_start + offsets[1], tuple(shape))
+    )
+    return TensorSpec(
+        name=name, dtype=dtype, shape=shape, file=file, extent=ByteRange(start=start, stop=stop)
+    )
 
 
 def _dtype(entry: FileEntry, name: str, text: object) -> DType:

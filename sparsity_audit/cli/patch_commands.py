@@ -28,7 +28,7 @@ def patch() -> None:
     """
 
 
-@patch.command()
+@patch.command(short_help="Write what turns BASE into TUNED.")
 @click.argument("base")
 @click.argument("tuned", nargs=-1, required=True)
 @click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="New directory for the patch.")
@@ -65,10 +65,11 @@ def make(
 
     chosen = "zstd" if codec == "zstd" else "none"
     infos = patch_make(base, tuned, output, codec=chosen, workers=workers, on_note=echo_note)
+    echo_note(f"patch written to {output}")
     _show(infos, output_format="json" if as_json else output_format)
 
 
-@patch.command()
+@patch.command(short_help="Rebuild the tuned checkpoint from BASE and PATCHES.")
 @click.argument("base")
 @_PATCHES
 @click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="New directory for the checkpoint.")
@@ -86,10 +87,11 @@ def apply(*, base: str, patches: tuple[Path, ...], output: Path, workers: int | 
     """
     from sparsity_audit.api.patch import patch_apply
 
-    patch_apply(base, patches, output, workers=workers, on_note=echo_note)
+    written = patch_apply(base, patches, output, workers=workers, on_note=echo_note)
+    echo_note(f"checkpoint written to {written}: every tensor has the sha256 that the patch states")
 
 
-@patch.command()
+@patch.command(short_help="Print what PATCHES hold, and sizes beside others.")
 @_PATCHES
 @format_options
 def info(*, patches: tuple[Path, ...], output_format: str, as_json: bool) -> None:

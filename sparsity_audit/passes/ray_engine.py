@@ -9,12 +9,14 @@ for one CPU and a stated amount of memory, and for a GPU only when the engine wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import traceback
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -113,12 +115,13 @@ class RayEngine:
 
         shipped = ray.put(cloudpickle.dumps((work, ahead)))
         key, task = uuid.uuid4().hex, ray.remote(_run_batch).options(**self._options)
+        here = str(Path.cwd())
         queue = iter(_batches(todo, self.num_slots()))
         running: dict[Any, list[_Unit]] = {}
         try:
             while True:
                 while len(running) < 2 * self.num_slots() and (batch := next(queue, None)) is not None:
-                    running[task.remote(key, [shipped], batch)] = batch
+                    running[task.remote(key, [shipped], batch, here)] = batch
                 if not running:
                     return
                 ray.wait(list(running), num_returns=1)
@@ -236,16 +239,21 @@ _works: dict[str, tuple[Callable[[Any], Any], Ahead[Any] | None]] = {}
 place."""
 
 
-def _run_batch(key: str, shipped: list[Any], units: list[Any]) -> _Done:
-    """The task. `shipped` is a list because Ray would fetch and unpickle a bare reference for every task."""
+def _run_batch(key: str, shipped: list[Any], units: list[Any], driver_folder: str) -> _Done:
+    """The task. `shipped` is a list because Ray would fetch and unpickle a bare reference for every task.
+
+    Workers start where `ray start` was called; a relative path means the driver's.
+    """
     results: list[Any] = []
+    folder = driver_folder if Path(driver_folder).is_dir() else "."
     try:
-        work, ahead = _works.get(key) or _load(key, shipped[0])
-        if ahead is not None:
-            ahead(units)
-        for unit in units:
-            results.append(work(unit))
-            reached("unit done by a worker")
+        with contextlib.chdir(folder):
+            work, ahead = _works.get(key) or _load(key, shipped[0])
+            if ahead is not None:
+                ahead(units)
+            for unit in units:
+                results.append(work(unit))
+                reached("unit done by a worker")
     except Exception as error:  # noqa: BLE001 - it is raised in the driver, once, and not tried again
         return _Done(results=results, failure=error, trace=traceback.format_exc(), host=socket.gethostname())
     return _Done(results=results)

@@ -36,8 +36,9 @@ def explained(error: BaseException, subject: str, *, listens: bool = False) -> S
         return ClusterError(
             subject,
             f"runs another version of Ray or Python ({_first_lines(text)})",
-            expected="the same version of Ray, and of Python up to the minor, here and on every node",
-            remedy="pip install ray==VERSION as `ray --version` prints it on the cluster",
+            expected="the same version of Ray and of Python, here and on every node",
+            remedy="pip install ray==VERSION as `ray --version` prints it on the cluster; where only the "
+            "last number of Python differs, RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor lets it pass",
         )
     if "Authentication" in kind or "nauthenticated" in text or "auth token" in text.lower():
         return ClusterError(

@@ -183,6 +183,27 @@ def test_a_series_is_a_chain_that_ends_at_its_last_step(pair, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_one_side_twice_in_a_row_is_refused(pair, tmp_path):
+    with pytest.raises(UsageError, match="are the same checkpoint"):
+        patch_make(pair[0], [pair[0]], tmp_path / "patch")
+    with pytest.raises(UsageError, match="are the same checkpoint"):
+        patch_make(pair[0], [pair[1], pair[1]], tmp_path / "patch")
+    infos = patch_make(pair[0], [pair[1], pair[0]], tmp_path / "back")  # a way back is no mistake
+    assert [info.tuned.rpartition("/")[2] for info in infos] == ["tuned", "base"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back"]
+
+
+def test_a_patch_in_the_place_of_a_checkpoint_is_called_one(pair, made, tmp_path):
+    (tmp_path / "series").mkdir()
+    shutil.copytree(made, tmp_path / "series" / "0001")
+    for patch in (made, tmp_path / "series"):
+        with pytest.raises(UsageError, match=r"is a patch(?s:.*)patch apply BASE PATCH"):
+            patch_apply(patch, [pair[0]], tmp_path / "out")
+        with pytest.raises(UsageError, match="is a patch"):
+            patch_make(pair[0], [patch], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_base_is_refused_and_nothing_is_written(pair, made, tmp_path):
     tensors = load_file(pair[0] / "model.safetensors")
     tensors["same"][0, 0] += 1
@@ -260,8 +281,10 @@ def test_checkpoints_that_share_no_tensor_are_refused(tmp_path):
     with pytest.raises(AlignmentError, match="none of 1 tensors"):
         patch_make(base, [tuned], tmp_path / "p")
     assert not (tmp_path / "p").exists()
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "mine").touch()
     with pytest.raises(OutputError, match="not empty"):
-        patch_make(base, [base], tuned)
+        patch_make(base, [tuned], tmp_path / "p")
 
 
 def test_tied_tensors_are_stored_once(tmp_path):

@@ -174,6 +174,38 @@ def test_a_folder_without_shares_says_what_makes_them(tmp_path) -> None:
         merge([tmp_path])
 
 
+def test_a_folder_that_is_not_there_is_no_folder_without_shares(tmp_path) -> None:
+    with pytest.raises(UsageError, match="no such directory"):
+        merge([tmp_path / "mistyped"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is no directory"):
+        merge([tmp_path / "file"])
+
+
+def test_merging_again_says_that_it_was_done(tmp_path, pair) -> None:
+    _run_shares(pair, [tmp_path / "out"], 2)
+    merge([tmp_path / "out"])
+    with pytest.raises(UsageError, match=r"holds no share, but a finished report(?s:.*)merged already"):
+        merge([tmp_path / "out"])
+
+
+def test_a_share_does_not_work_for_a_report_that_is_finished(tmp_path, pair) -> None:
+    _run_shares(pair, [tmp_path / "out"], 2)
+    merge([tmp_path / "out"])
+    with pytest.raises(OutputError, match="holds the report of a finished run"):
+        _run_shares(pair, [tmp_path / "out"], 2, only=[0])
+    assert not list((tmp_path / "out").glob("share-*"))
+
+
+def test_a_local_checkpoint_is_not_sought_on_the_hub_when_shares_are_merged_elsewhere(
+    tmp_path, pair, monkeypatch
+) -> None:
+    _run_shares(pair, [tmp_path / "out"], 2)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"base-bf16 and grpo-bf16-seed0: .*not here"):
+        merge([tmp_path / "out"])
+
+
 def test_shares_of_different_questions_are_not_joined(tmp_path, pair) -> None:
     _run_shares(pair, [tmp_path / "out"], 2, only=[0])
     _run_shares(pair, [tmp_path / "out"], 2, only=[1], lr=1e-4, weights_dtype="bf16")
@@ -184,6 +216,9 @@ def test_shares_of_different_questions_are_not_joined(tmp_path, pair) -> None:
 def test_shares_of_two_splits_are_not_joined(tmp_path, pair) -> None:
     _run_shares(pair, [tmp_path / "out"], 2)
     _run_shares(pair, [tmp_path / "out"], 3, only=[2])
+    with pytest.raises(UsageError, match=r"shares of 2 .* and of 3"):
+        merge([tmp_path / "out"])
+    _run_shares(pair, [tmp_path / "out"], 3, only=[0])  # the first share of both splits is there
     with pytest.raises(UsageError, match=r"shares of 2 .* and of 3"):
         merge([tmp_path / "out"])
 
@@ -208,9 +243,19 @@ def test_a_checkpoint_that_was_replaced_since_is_refused(tmp_path, addition, mon
 
 def test_mask_bits_that_no_share_kept_cannot_be_asked_of_merge(tmp_path, pair) -> None:
     _run_shares(pair, [tmp_path / "out"], 2)
-    with pytest.raises(UsageError, match=r"0 \(no mask bits\), 1 \(no mask bits\)"):
+    with pytest.raises(UsageError, match=r"ran without --mask(?s:.*)--mask and --overwrite"):
         merge([tmp_path / "out"], mask=tmp_path / "mask")
     assert not (tmp_path / "mask").exists()
+
+
+def test_mask_bits_that_are_lost_make_a_share_unfinished(tmp_path, pair) -> None:
+    _run_shares(pair, [tmp_path / "out"], 2, mask=tmp_path / "mask")
+    (tmp_path / "out" / "share-00001-of-00002.bits.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"unfinished shares: 1 \(no mask bits\)"):
+        merge([tmp_path / "out"])
+    _run_shares(pair, [tmp_path / "out"], 2, mask=tmp_path / "mask", only=[1])
+    merge([tmp_path / "out"])
+    assert (tmp_path / "mask").is_dir()
 
 
 def test_a_share_with_other_options_does_not_take_over_what_is_there(tmp_path, pair) -> None:

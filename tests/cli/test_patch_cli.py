@@ -30,6 +30,17 @@ def test_make_apply_and_info(tmp_path):
     assert all((found[name].view(-1) == wanted[name].view(-1)).all() for name in wanted)
 
 
+def test_what_was_written_is_said_beside_the_data(tmp_path):
+    made = CliRunner().invoke(cli, ["patch", "make", BASE, TUNED, "-o", str(tmp_path / "p"), "--json"])
+    assert f"patch written to {tmp_path / 'p'}" in made.stderr
+    assert json.loads(made.stdout)["changed"] == 27_481
+    applied = CliRunner().invoke(
+        cli, ["patch", "apply", BASE, str(tmp_path / "p"), "-o", str(tmp_path / "o")]
+    )
+    assert f"checkpoint written to {tmp_path / 'o'}" in applied.stderr
+    assert "..." not in CliRunner().invoke(cli, ["patch", "--help"]).stdout.partition("Commands:")[2]
+
+
 def test_a_series_gives_one_record_a_step(tmp_path):
     other = str(DATA / "grpo-bf16-lr1e-4-seed1")
     records = json.loads(run("patch", "make", BASE, TUNED, other, "-o", str(tmp_path / "p"), "--json"))

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -200,31 +203,70 @@ def test_a_driver_that_is_killed_goes_on_from_its_journal(tmp_path, driver) -> N
     assert _files(tmp_path / "mask") == _files(tmp_path / "here-mask")
 
 
-def test_a_cluster_with_another_token_says_what_to_set(tmp_path, driver) -> None:
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory) -> Iterator[str]:
+    """The address of a Ray head that asks for a token."""
+    log = tmp_path_factory.mktemp("head") / "log"
+    command = [
+        *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0", "--num-cpus=1"),
+        *("--include-dashboard=false", "--object-store-memory=80000000", "--disable-usage-stats"),
+    ]
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "the-token-of-the-cluster"}
+    with log.open("w") as file:
+        head = subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
+    try:
+        for _ in range(600):
+            found = re.search(r"--address='([^']+)'", log.read_text())
+            if found:
+                break
+            time.sleep(0.1)
+        assert found, log.read_text()
+        yield found[1]
+    finally:
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("token", ["the-token-of-somebody-else", None])
+def test_a_cluster_with_another_token_says_what_to_set(driver, guarded, tmp_path, token) -> None:
+    """Ray says nothing but `Failed to connect` for a wrong token; it names a missing one."""
+    home = {"RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
     status, log = driver(
         """
-        import subprocess
-        ray_command = Path(sys.executable).with_name("ray")
-        head = subprocess.Popen(
-            [ray_command, "start", "--head", "--block", "--port=0", "--num-cpus=1",
-             "--include-dashboard=false", "--object-store-memory=80000000", "--disable-usage-stats"],
-            stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "the-token-of-the-cluster"},
-        )
-        address = next(line.split("'")[1] for line in head.stdout if "--address=" in line)
-        os.environ["RAY_ADDRESS"] = address
-        try:
-            diff("base-bf16", "grpo-bf16-seed0", engine="ray")
-        finally:
-            head.terminate()
-            head.wait(30)
+        diff("base-bf16", "grpo-bf16-seed0", engine="ray")
         """,
+        RAY_ADDRESS=guarded,
         RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN="the-token-of-somebody-else",
+        **home,
     )
     assert status == 1, log
     assert "ClusterError" in log, log
     assert "RAY_AUTH_TOKEN_PATH" in log
+    assert ("listens, but does not let this driver in" if token else "does not accept this driver") in log
+
+
+@pytest.mark.parametrize(
+    "fake", ["ray.__version__ = '2.9.0'", "sys.version_info = (*sys.version_info[:2], 99)"]
+)
+def test_a_cluster_of_another_version_of_ray_or_python_says_which(driver, guarded, fake) -> None:
+    """The driver claims to be another version; what compares the two and what is said is Ray's own."""
+    status, log = driver(
+        f"""
+        {fake}
+        diff("base-bf16", "grpo-bf16-seed0", engine="ray")
+        """,
+        RAY_ADDRESS=guarded,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN="the-token-of-the-cluster",
+    )
+    assert status == 1, log
+    assert "ClusterError" in log, log
+    assert "runs another version of Ray or Python (Version mismatch: The cluster was started with" in log
+    assert "expected: the same version of Ray and of Python, here and on every node" in log
+    assert "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor" in log
 
 
 def test_a_cluster_that_is_not_there_says_what_to_check(tmp_path, driver) -> None:
