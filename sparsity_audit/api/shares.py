@@ -99,7 +99,7 @@ def diff_share(
             expected=f"0 … {num_shards - 1}: shares are counted from 0",
         )
     note = on_note or (lambda _text: None)
-    prepared = prepare(base, tuned, question)
+    prepared = prepare(base, tuned, question, skip_equal=mask is None)
     for text in (*prepared.base.notes, *prepared.tuned.notes):
         note(text)
     question.verify(prepared.alignment)
@@ -230,7 +230,8 @@ def merge(
     found = find_shares([Path(folder) for folder in folders])
     found.verify_here()
     question = DiffQuestion.from_json(found.facts["question"])
-    prepared = prepare(found.facts["base"], found.facts["tuned"], question)
+    sides, skip_equal = (found.facts["base"], found.facts["tuned"]), found.facts["mask"] is None
+    prepared = prepare(*sides, question, skip_equal=skip_equal)
     found.verify_plan(prepared.plan)
     question.verify(prepared.alignment)
     spectra = spectral_plan(prepared.plan, question, on_note=note)

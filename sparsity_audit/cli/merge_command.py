@@ -15,6 +15,7 @@ from sparsity_audit.cli.options import (
     engine_options,
     format_options,
     progress_is_wanted,
+    stream_option,
 )
 from sparsity_audit.cli.pairs_options import log_options
 
@@ -32,6 +33,7 @@ _OF_A_RUN = ("output", "mask", "overwrite", "workers", "kernel", "device")
 )
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run.")
+@stream_option
 @log_options
 @format_options
 @config_option

@@ -31,8 +31,10 @@ from streaming import (
 )
 
 from sparsity_audit.api.diff import diff, plan_diff
+from sparsity_audit.api.diff_question import DiffQuestion
 from sparsity_audit.api.inspect import inspect
 from sparsity_audit.api.series import series
+from sparsity_audit.api.shares import diff_share, merge
 from sparsity_audit.checkpoint.access import hub_access
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.read_ahead import Pace, with_pace
@@ -403,6 +405,22 @@ def test_a_process_elsewhere_reads_ranges_of_its_own_in_few_requests(near_hub, p
     assert (tmp_path / "ray" / "report.json").read_bytes() == to_json(found)
     assert len(gets(near_hub)) <= 4 * 6  # heads, headers of the copies, and a range or two of each shard
     assert all(TOKEN not in str(request.headers) for request in gets(near_hub))
+
+
+@pytest.mark.parametrize("stats", ["counts", "full"])
+def test_shares_of_a_streamed_run_are_merged_to_its_bytes(near_hub, tmp_path, stats):
+    near_hub.add("org/base", checkpoint(0))
+    near_hub.add("org/tuned", checkpoint(1, moved=(1,)))  # two shards are the base's
+    asked = {"structure": "off", "unit_bytes": 700, "stats": stats}
+    question = DiffQuestion.of(**asked)
+    with hub_access("stream"), with_pace(SMALL):
+        whole = diff("hf://org/base", "hf://org/tuned", output=tmp_path / "whole", kernel="numpy", **asked)
+        for index in range(2):
+            where = {"shard_index": index, "num_shards": 2, "output": tmp_path / "shares"}
+            diff_share("hf://org/base", "hf://org/tuned", question=question, kernel="numpy", **where)
+        merge([tmp_path / "shares"])
+    merged = (tmp_path / "shares" / "report.json").read_bytes()
+    assert merged == (tmp_path / "whole" / "report.json").read_bytes() == to_json(whole)
 
 
 def adapted(folder: Path) -> tuple[Path, Path]:
