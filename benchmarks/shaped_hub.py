@@ -84,8 +84,10 @@ class _Hub(_Handler):
             self.reply(200, json.dumps({**stats, "seconds": shape.last_s - shape.first_s}).encode())
         elif parts[:2] == ["api", "models"]:
             self._api("/".join(parts[2:4]), parts[4:])
-        else:
+        elif "/".join(parts[:2]) in self.models:
             self._resolve("/".join(parts[:2]), parts[-1])
+        else:
+            self.reply(404, b"")
 
     def _api(self, model: str, rest: list[str]) -> None:
         folder = self.models[model]
