@@ -41,7 +41,7 @@ def write_pair(folder: Path, entries: int, density: float) -> None:
     rng = np.random.default_rng([SEED, int(density * 1e6)])
     count = max(entries // (TENSOR[0] * TENSOR[1]), 1)
     header = {
-        f"model.layers.{n}.mlp.up_proj.weight": {
+        f"model.layers.{n:04d}.mlp.up_proj.weight": {
             "dtype": "BF16",
             "shape": list(TENSOR),
             "data_offsets": [n * 2 * TENSOR[0] * TENSOR[1], (n + 1) * 2 * TENSOR[0] * TENSOR[1]],

@@ -33,8 +33,9 @@ _Unit = TypeVar("_Unit")
 _MAX_BATCH = 32
 """Units of one task: 64 MB a side each, so 2 GB; the mask bits of a batch are at most an eighth of that."""
 
-_BATCHES_A_SLOT = 8
-"""Fewer units than 32 × 8 a slot make smaller batches, so that no slot waits long for another at the end."""
+_SHARE_A_SLOT = 2
+"""A batch is at most half of what a slot would get of the units that are left: large first, single units at
+the end, so that no slot waits long for another, and few tasks."""
 
 _TASK_MEMORY_BYTES = 1 << 30
 """An estimate, generous: numba, buffers and the plan of 90 k tensors stayed below half of it."""
@@ -220,8 +221,13 @@ def _verify_reachable(address: str) -> bool:
 
 
 def _batches(units: Sequence[_Unit], slots: int) -> list[list[_Unit]]:
-    size = min(max(len(units) // (slots * _BATCHES_A_SLOT), 1), _MAX_BATCH)
-    return [list(units[i : i + size]) for i in range(0, len(units), size)]
+    found: list[list[_Unit]] = []
+    start = 0
+    while start < len(units):
+        size = min(max((len(units) - start) // (slots * _SHARE_A_SLOT), 1), _MAX_BATCH)
+        found.append(list(units[start : start + size]))
+        start += size
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
