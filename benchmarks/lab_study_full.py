@@ -51,7 +51,9 @@ def trimmed(folder: Path, *, machine_was: str) -> dict[str, Any]:
             claim["key"]: _claim(claim) for claim in study["claims"] if claim["part"] in facts["parts"]
         },
         "bases": {
-            f"{base['name']}-seed{base['seed']}": base["command"] for base in facts["bases"] if base["command"]
+            f"{base['name']}-seed{base['seed']}": base["command"]
+            for base in facts["bases"]
+            if base["command"]
         },
         "runs": {f"{run['sweep']}/{run['arm']}/seed{run['seed']}": _run(run) for run in facts["runs"]},
     }

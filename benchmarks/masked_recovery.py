@@ -34,8 +34,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bf16": {**_GRPO, "precision": "bf16", "lr": 2e-4, "steps": 60, "epochs": 2, "minibatches": 4},
 }
 """`one-update` is what the goals were stated for, at 60 steps, where the gain is .35 and not the .24 of 40: a
-share of a small gain is mostly noise. `clipped` makes 8 updates on each step's rollouts, and gains more. `bf16` is the recipe of `examples/`: at
-1e-4 a bf16 run hardly learns, which leaves no gain to recover."""
+share of a small gain is mostly noise. `clipped` makes 8 updates on each step's rollouts, and gains more.
+`bf16` is the recipe of `examples/`: at 1e-4 a bf16 run hardly learns, which leaves no gain to recover."""
 
 RATES = (1.0, 3.0, 10.0)
 CRITERIA = {"one-update": "top:5%", "clipped": "top:5%", "bf16": "value"}

@@ -18,9 +18,14 @@ def _study(folder: Path, *parts: str, command: str = "sparsity-audit lab train -
     """A folder with what the record reads of a study: a claim and a run a part."""
     claims = [
         {
-            **{"key": f"claim-{part}", "part": part, "title": "", "goal": "", "reading": "read"},
-            **{"verdict": "undecided" if part in parts else "not measured"},
-            **{"explained_by": None, "tables": [{"title": "t", "head": ["a"], "rows": [["1"]]}]},
+            "key": f"claim-{part}",
+            "part": part,
+            "title": "",
+            "goal": "",
+            "reading": "read",
+            "verdict": "undecided" if part in parts else "not measured",
+            "explained_by": None,
+            "tables": [{"title": "t", "head": ["a"], "rows": [["1"]]}],
         }
         for part in "abc"
     ]
