@@ -118,10 +118,10 @@ def _run(run: RetrainedRun) -> dict[str, Any]:
         "run": run.label,
         "density": _round(run.density),
         "seed": run.seed,
-        "lr": run.lr,
+        "lr": float(f"{run.lr:.6g}"),
         "rates": [
             {
-                "lr": rate.lr,
+                "lr": float(f"{rate.lr:.6g}"),
                 "validation": None if rate.validation is None else _round(rate.validation.value),
                 "failure": rate.failure,
             }
