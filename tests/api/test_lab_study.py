@@ -17,7 +17,7 @@ import pytest
 from study_runs import smoke_study
 
 from sparsity_audit import lab_study
-from sparsity_audit.api.study_plan import study_plan
+from sparsity_audit.api.study_plan import longest_first, study_plan
 from sparsity_audit.errors import OutputError, UsageError
 from sparsity_audit.report.study import StudyReport, study_json_schema
 from sparsity_audit.report.study_claims import study_claims
@@ -154,7 +154,9 @@ def test_a_finished_study_is_not_repeated_and_ends_in_the_same_bytes(study) -> N
     changed = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.safetensors")}
     done = []
     lab_study(folder, smoke=True, processes=1, on_job=lambda name, *_: done.append(name))
-    assert done == [job.name for job in study_plan(smoke=True).jobs]
+    assert done == [job.name for job in longest_first(study_plan(smoke=True).jobs)]
+    cpu_s = json.loads((folder / "run.json").read_bytes())["cpu_s_by_job"]
+    assert cpu_s.keys() == set(done)
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert {path: path.stat().st_mtime_ns for path in changed} == changed
 
@@ -211,7 +213,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize("smoke", [True, False])
 def test_every_job_comes_after_those_it_waits_for(smoke) -> None:
     seen: set[str] = set()
-    for job in study_plan(smoke=smoke).jobs:
+    for job in longest_first(study_plan(smoke=smoke).jobs):
         assert seen.issuperset(job.after), job.name
         assert job.name not in seen
         seen.add(job.name)
+
+
+def test_what_has_the_longest_way_before_it_starts_first() -> None:
+    order = [job.name for job in longest_first(study_plan(smoke=False).jobs)]
+    assert order[0] == "grpo-fp32-seed0", "masks, masked runs and their judges wait for it"
+    assert order.index("masks") < order.index("sft-fp32-seed0") < order.index("judge-grpo-fp32-seed0")
+    assert order[-1].startswith(("series", "judge", "overlap"))

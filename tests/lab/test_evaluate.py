@@ -11,7 +11,7 @@ import torch
 
 from sparsity_audit.lab.determinism import stream
 from sparsity_audit.lab.estimators import estimate
-from sparsity_audit.lab.evaluate import evaluate
+from sparsity_audit.lab.evaluate import accuracy_alone, evaluate
 from sparsity_audit.lab.evaluation import Evaluation
 from sparsity_audit.lab.folder import load_model, resolve_base
 from sparsity_audit.lab.model import SIZES, Llama, initialise
@@ -60,6 +60,13 @@ def test_figures_are_those_of_the_samples(base: Llama, record: Evaluation) -> No
         ]
         assert row.share == len(own) / 192
         assert row.accuracy == sum(own) / len(own)
+
+
+def test_the_accuracy_alone_is_the_accuracy_of_the_record(base: Llama, record: Evaluation) -> None:
+    found = accuracy_alone(
+        base, task=TASK, lengths={2: 1.0}, num_prompts=48, num_samples=4, generator=stream(0)
+    )
+    assert found == record.accuracy
 
 
 def test_shares_sum_to_one_and_the_accuracy_is_their_mean(record: Evaluation) -> None:

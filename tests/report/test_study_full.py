@@ -199,6 +199,11 @@ def test_a_collapse_needs_every_mixture_and_the_winner_is_compared_with_the_most
     assert (_verdict(won, "collapse"), _verdict(won, "winner")) == ("reproduces", "reproduces")
     frequent = changed(FACTS, "mixtures", "*", tests=(outcome(0.7, S=0.0, C=0.95, R=0.05),))
     assert _verdict(frequent, "winner") == "does not reproduce"
+    spread = next(claim for claim in full_claims(FACTS) if claim.key == "collapse")
+    assert "even seed 0 (its base solves 0." in spread.reading, "runs that keep several formats are named"
+    named = next(claim for claim in full_claims(frequent) if claim.key == "winner")
+    assert "even seed 0: most frequent C" in named.reading
+    assert "C wins" in named.reading
     mixed = changed(won, "mixtures", "even", 0, tests=(outcome(0.7, S=0.0, C=0.95, R=0.05),))
     assert (_verdict(mixed, "collapse"), _verdict(mixed, "winner")) == ("reproduces", "undecided")
 
