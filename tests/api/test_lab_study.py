@@ -118,6 +118,10 @@ def test_verdicts_follow_from_the_numbers(report) -> None:
         replace(part, points=tuple(replace(p, coverage=0.3) for p in part.points)) for part in facts.series
     )
     assert verdict("first-step", replace(facts, series=late)) == "reproduces"
+    most = tuple(
+        replace(part, points=tuple(replace(p, coverage=0.9) for p in part.points)) for part in facts.series
+    )
+    assert verdict("first-step", replace(facts, series=most)) == "does not reproduce"
     alike = replace(facts.goals, seed_lift=1e9)
     assert verdict("largest", replace(facts, goals=alike)) == "does not reproduce"
 
