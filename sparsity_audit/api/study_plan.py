@@ -260,7 +260,7 @@ def _overlaps(runs: set[str], *, smoke: bool) -> list[Job]:
     bf16 = ["grpo-bf16-seed0", "grpo-bf16-seed1", "shuffled-bf16-seed2"]
     fp32 = ["grpo-fp32-seed0", "grpo-fp32-seed1", "shuffled-fp32-seed2"]
     fp32 += [run for run in runs if run.startswith(("expert", "sft", "ppo", "dpo"))]
-    single = [run for run in runs if run.startswith("single")]
+    single = sorted(run for run in runs if run.startswith("single"))
     asked = [
         ("overlap-exact-bf16", "value", bf16),
         ("overlap-top-1pct", "top:1%", fp32[:3] + sorted(fp32[3:])),

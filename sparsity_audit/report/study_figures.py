@@ -253,8 +253,7 @@ def _draw_first_step(facts: StudyFacts) -> Figure:
             linestyle=("-", "-", "--")[number % 3],
             label=part.run,
         )
-    lowest = min(point.coverage or 0 for part in facts.series for point in part.points)
-    axes.set_ylim(min(0.98, lowest - 0.005), 1.001)
+    axes.set_ylim(0, 1.03)
     axes.set_ylabel("coverage of the final mask")
     axes.grid(axis="y")
     label_steps(axes, [point.step for point in max(facts.series, key=lambda p: p.points[-1].step).points])

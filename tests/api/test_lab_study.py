@@ -118,6 +118,10 @@ def test_verdicts_follow_from_the_numbers(report) -> None:
         replace(part, points=tuple(replace(p, coverage=0.3) for p in part.points)) for part in facts.series
     )
     assert verdict("first-step", replace(facts, series=late)) == "reproduces"
+    most = tuple(
+        replace(part, points=tuple(replace(p, coverage=0.9) for p in part.points)) for part in facts.series
+    )
+    assert verdict("first-step", replace(facts, series=most)) == "does not reproduce"
     alike = replace(facts.goals, seed_lift=1e9)
     assert verdict("largest", replace(facts, goals=alike)) == "does not reproduce"
 
@@ -224,3 +228,18 @@ def test_what_has_the_longest_way_before_it_starts_first() -> None:
     assert order[0] == "grpo-fp32-seed0", "masks, masked runs and their judges wait for it"
     assert order.index("masks") < order.index("sft-fp32-seed0") < order.index("judge-grpo-fp32-seed0")
     assert order[-1].startswith(("series", "judge", "overlap"))
+
+
+def test_a_plan_does_not_depend_on_how_strings_are_hashed() -> None:
+    """Sets of names once gave another order of runs, and so another question, in every process."""
+    code = "from sparsity_audit.api.study_plan import study_plan; print(study_plan(smoke=False).jobs)"
+    plans = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "11", "12")
+    }
+    assert len(plans) == 1

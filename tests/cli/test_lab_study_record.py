@@ -80,3 +80,26 @@ def test_the_committed_record_has_every_part_and_names_no_place() -> None:
     assert list(found["parts"]) == list("abcdef")
     assert "not measured" not in {claim["verdict"] for claim in found["claims"].values()}
     assert re.search(r'[ "=]/\w', text) is None
+
+
+def test_the_committed_study_measured_every_claim_on_runs_that_learned() -> None:
+    text = (COMMITTED.parent / "lab-study.json").read_text()
+    found = json.loads(text)
+    assert "not measured" not in {claim["verdict"] for claim in found["claims"].values()}
+    assert re.search(r'[ "=]/\w', text) is None
+    base = float(found["claims"]["learning"]["numbers"]["base mix"])
+    for precision in ("fp32", "bf16"):
+        for seed in (0, 1):
+            assert found["runs"][f"grpo-{precision}-seed{seed}"]["low"] > base + 0.05
+
+
+def test_a_study_that_went_on_after_a_kill_has_no_time_to_report(tmp_path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.json").write_text(json.dumps({"facts": {"runs": [{"name": "grpo"}]}}))
+    (folder / "run.json").write_text(json.dumps({"cpu_s_by_job": {"grpo": 0.1}}))
+    script = ROOT / "benchmarks" / "lab_study.py"
+    command = [sys.executable, str(script), str(folder), "--json", str(tmp_path / "record.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "some runs were there already" in done.stderr

@@ -32,7 +32,7 @@ def test_the_committed_result_has_two_seeds_of_every_algorithm_on_512_prompts() 
 
 
 def test_options_that_cross_the_algorithms_gained_in_the_committed_full_study() -> None:
-    """Two seeds each; k1, k2 and entropy selection are rows of the script that no record has yet."""
+    """Two seeds each, at several coefficients."""
     runs = json.loads(SWEEPS.read_text())["runs"]
     priorities = ("--kl-priority shannon", "--kl-priority max-prob")
     for option in ("--kl k3", "--kl exact", *priorities):
@@ -41,6 +41,22 @@ def test_options_that_cross_the_algorithms_gained_in_the_committed_full_study() 
         assert max(gains) > 0.15, option
     assert min(_gains(runs, "--optimizer sgd")) > 0.3
     assert min(_gains(runs, "--divergence-weight")) > 0.2
+
+
+def test_every_option_gained_in_the_committed_result() -> None:
+    options = (
+        "sgd",
+        "kl-exact",
+        "kl-k1",
+        "kl-k2",
+        "kl-k3",
+        "kl-shannon",
+        "kl-max-prob",
+        "divergence",
+        "entropy-top",
+    )
+    for option in options:
+        assert min(_rows()[option, seed]["gain"] for seed in (0, 1)) > 0.2, option
 
 
 def _gains(runs: dict, option: str) -> list[float]:
