@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from sparsity_audit.checkpoint.ranges import WINDOW_BYTES, Window
 from sparsity_audit.checkpoint.store import ByteSource, FileEntry, Remote
+from sparsity_audit.types import ByteRange
 
 __all__ = ["AheadSource", "Pace", "ReadAhead", "current_pace", "remote_files", "with_pace"]
 
@@ -129,10 +130,14 @@ class ReadAhead:
     def __init__(self, files: Mapping[int, Remote], windows: Sequence[Window], pace: Pace) -> None:
         self._files, self._pace = files, pace
         self._transfers = [_Transfer(window) for window in windows]
-        self._of_file: dict[int, list[_Transfer]] = {}
-        for transfer in sorted(self._transfers, key=lambda t: t.window.extent.start):
-            self._of_file.setdefault(transfer.window.file, []).append(transfer)
-        self._begins = {f: [t.window.extent.start for t in ts] for f, ts in self._of_file.items()}
+        # By read, not by window: a window may lie in the gap of another, and then hides its later reads.
+        self._of_file: dict[int, list[tuple[ByteRange, _Transfer]]] = {}
+        for transfer in self._transfers:
+            of_file = self._of_file.setdefault(transfer.window.file, [])
+            of_file += [(read, transfer) for read in transfer.window.reads]
+        for of_file in self._of_file.values():
+            of_file.sort(key=lambda item: item[0].start)
+        self._begins = {f: [read.start for read, _ in of_file] for f, of_file in self._of_file.items()}
         self._changed = threading.Condition()
         self._next, self._buffered, self._closed = 0, 0, False
         self._threads: list[threading.Thread] = []
@@ -182,12 +187,13 @@ class ReadAhead:
             transfer.chunks.clear()
 
     def _transfer_of(self, file: int, start: int) -> tuple[_Transfer | None, int]:
-        """The window that holds byte `start`, if one does, and where that window or the gap ends."""
+        """The window that was planned to bring byte `start`, if any, and where that read or the gap ends."""
         begins = self._begins.get(file, [])
         place = bisect_right(begins, start)
-        if place and start < self._of_file[file][place - 1].window.extent.stop:
-            transfer = self._of_file[file][place - 1]
-            return transfer, transfer.window.extent.stop
+        if place:
+            read, transfer = self._of_file[file][place - 1]
+            if start < read.stop:
+                return transfer, read.stop
         return None, begins[place] if place < len(begins) else _NO_END
 
     def _wait_for(self, transfer: _Transfer, stop: int) -> None:

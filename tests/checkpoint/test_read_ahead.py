@@ -131,6 +131,21 @@ def test_gaps_between_reads_are_not_kept():
     assert [(e.start, e.stop) for e in file.asked] == [(0, 45)]
 
 
+def test_a_window_in_the_gap_of_another_does_not_hide_what_comes_after_it():
+    file = MemoryFile(random.Random(4).randbytes(60), chunk=5)
+    reads = [FileRead(0, ByteRange(start=a, stop=b)) for a, b in ((0, 10), (25, 60), (15, 20))]
+    ahead, (source,) = opened([file], reads, Pace(window_bytes=1000, buffered_bytes=1000))
+    for read in reads:
+        assert take(source, read.extent.start, read.extent.stop) == file.data[slice(*_ends(read))]
+    assert ahead.held_bytes == 0
+    ahead.close()
+    assert sorted((e.start, e.stop) for e in file.asked) == [(0, 60), (15, 20)]
+
+
+def _ends(read: FileRead) -> tuple[int, int]:
+    return read.extent.start, read.extent.stop
+
+
 def test_a_reader_far_ahead_of_a_full_buffer_is_served():
     file = MemoryFile(random.Random(2).randbytes(50_000), chunk=100)
     pace = Pace(window_bytes=5_000, in_flight=1, buffered_bytes=1_000)
