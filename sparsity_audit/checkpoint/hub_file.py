@@ -197,7 +197,11 @@ class _Transfer:
                     raise ConnectionError("ended early")
                 self._sink.put(data)
                 self._position += len(data)
-                self._failures = self._renewals = 0
+                self._arrived()
+
+    def _arrived(self) -> None:
+        """Bytes that stay: attempts are counted anew."""
+        self._failures = self._renewals = 0
 
     def _open(self, address: Address, timeout_s: float) -> AbstractContextManager[Read]:
         rest = ByteRange(start=self._position, stop=self._extent.stop)
@@ -260,7 +264,10 @@ class _Transfer:
 
 
 class _WholeTransfer(_Transfer):
-    """A small file as a whole: each attempt begins at its start."""
+    """A small file as a whole: each attempt begins at its start, so that bytes of a cut one do not count."""
+
+    def _arrived(self) -> None:
+        pass
 
     def _open(self, address: Address, timeout_s: float) -> AbstractContextManager[Read]:
         assert isinstance(self._sink, BufferSink)

@@ -162,9 +162,11 @@ class ObjectFile(RemoteFile):
             info = self._system.info(self._path)
         except FileNotFoundError as error:
             raise self._changed("was removed during the run") from error
+        except PermissionError as error:
+            raise _failed(self.place, error) from error
         except Exception as error:
             # Each store's library has exceptions of its own, without a common base.
-            raise _failed(self.place, error) from error
+            raise _PassingError(error) from error
         if int(info["size"]) != self.num_bytes or _state(info) != self.state:
             raise self._changed(f"was replaced during the run ({info['size']} bytes now)")
 

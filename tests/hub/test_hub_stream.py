@@ -164,6 +164,13 @@ def test_a_host_that_stays_away_is_given_up_after_a_number_of_attempts(near_hub,
         streamed()
 
 
+def test_a_small_file_that_never_arrives_whole_is_given_up(near_hub, pair):
+    near_hub.fail(r"GET /org/base/resolve/.*config\.json", cut_after=3)
+    with hub_access("stream"), pytest.raises(HubError, match="6 times in a row"):
+        open_checkpoint("hf://org/base")
+    assert len(near_hub.asked(r"GET /org/base/resolve/.*config\.json")) == 6
+
+
 def test_an_address_that_expires_is_asked_for_anew_and_nothing_is_lost(near_hub, pair, tmp_path):
     def expire(request) -> None:
         if request.host == "storage" and len(gets(near_hub)) in (8, 12):

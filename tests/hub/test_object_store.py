@@ -134,6 +134,21 @@ def test_failures_that_pass_are_survived_and_others_are_named(memory, tmp_path, 
     assert "AKIASECRET" not in str(caught.value)
 
 
+def test_a_question_of_state_that_fails_once_is_asked_again(memory, tmp_path, monkeypatch):
+    sides = [open_checkpoint(f"memory://bucket/{side}") for side in SIDES]
+    info, failing = type(memory).info, {"left": 2}
+
+    def unsteady(self, path, **more):
+        failing["left"] -= 1
+        if failing["left"] >= 0:
+            raise TimeoutError("busy")
+        return info(self, path, **more)
+
+    monkeypatch.setattr(type(memory), "info", unsteady)
+    assert numbers(diff(*sides, **QUICK)) == numbers(local(tmp_path))
+    assert failing["left"] < 0
+
+
 def test_a_store_that_gives_fewer_bytes_is_an_error(memory, monkeypatch):
     cat_file = type(memory).cat_file
     monkeypatch.setattr(type(memory), "cat_file", lambda *a, **k: cat_file(*a, **k)[:-1])
