@@ -98,7 +98,7 @@ def test_its_codes_are_compared_as_values_of_their_block_scales(write_sides) -> 
 
 def test_memory_grows_with_the_number_of_tensors_by_a_stated_amount(write_sides, monkeypatch) -> None:
     # Room for the largest index that is taken is asked for at once; only what is used of it becomes resident.
-    monkeypatch.setattr("sparsity_audit.checkpoint.opening._MAX_JSON_BYTES", 1_000_000)
+    monkeypatch.setattr("sparsity_audit.checkpoint.opening.MAX_JSON_BYTES", 1_000_000)
     few, many = (write_sides(layers=5, experts=experts, shards=8) for experts in (8, 232))
     plan_diff(*few[0])  # what is imported or cached once is no cost of a tensor
     peaks = []

@@ -332,7 +332,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(near_hub, pair, tmp_path):
     healthy.times = 0
 
     def break_down(request) -> None:
-        healthy.times = 10**9 if len(gets(near_hub)) > 10 else 0
+        healthy.times = 10**9 if len(gets(near_hub)) > 13 else 0
 
     near_hub.on_request = break_down
     with pytest.raises(HubError, match="status 404"):
