@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _PENDING, _LOCK, _WORK = "finished.json", "lock", "work"
-_MARKERS = ("report.json", "*.safetensors.index.json", "*.safetensors", "*.json")
+_MARKERS = ("report.json", "patch.json", "*.safetensors.index.json", "model.safetensors", "*.json")
 """What marks a folder as finished: the first of these patterns that matches anything in it."""
 
 _MAX_ATTEMPTS = 5
@@ -102,8 +102,8 @@ def finished_stages(command: Sequence[str]) -> list[tuple[str, int]]:
 def upload_order(names: Iterable[str]) -> list[str]:
     """Names in the order of their upload: what marks a folder as finished last, the top folder's at the end.
 
-    A folder is marked by its report, else its index, else its weights (a checkpoint of one file), else its
-    records.
+    A folder is marked by its report or manifest, else its index, else its weights (a checkpoint of one
+    file), else its records.
     """
     folders: dict[PurePosixPath, list[str]] = {}
     for name in names:

@@ -291,6 +291,8 @@ def store_error(place: str, error: BaseException, *, done: str = "read") -> Obje
         return ObjectStoreError(
             place, f"the store forbids to {act}", remedy="check the credentials that its library finds"
         )
+    if isinstance(error, FileNotFoundError) and done == "written":
+        return ObjectStoreError(place, "the bucket is not there", remedy="make it, then run again")
     name = type(error).__name__
     remedy = "check credentials, region, endpoint and network, then run again"
     return ObjectStoreError(place, f"cannot be {done}: {name}", remedy=remedy)

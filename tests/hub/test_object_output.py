@@ -121,7 +121,7 @@ def test_what_marks_a_result_as_finished_is_uploaded_last():
     assert upload_order(["model.safetensors", "config.json"]) == ["config.json", "model.safetensors"]
     names = ["model.safetensors.index.json", "model-2.safetensors", "config.json"]
     assert upload_order(names)[-1] == "model.safetensors.index.json"
-    assert upload_order(["patch.json", "patch.safetensors.index.json", "z/files.txt"])[0] == "z/files.txt"
+    assert upload_order(["patch.json", "values.safetensors", "files/config.json"])[-1] == "patch.json"
     deep = upload_order(["pairs.json", "a/report.json", "a/z.csv", "pairs.csv"])
     assert deep == ["a/z.csv", "pairs.csv", "a/report.json", "pairs.json"]
 
@@ -307,7 +307,8 @@ def test_failures_that_pass_are_survived(store, monkeypatch):
 
 def test_other_commands_write_there_too(store, pair, tmp_path):
     assert call("patch", "make", *pair, "-o", "memory://bucket/patch").return_value is None
-    assert "patch.json" in store.names("patch")
+    assert store.puts[-1] == "patch/patch.json"
+    assert store.names("patch") == {"patch.json", "patch.safetensors"}
     assert call("mask", "export", *pair, "-o", "memory://bucket/mask", "--json").exception is None
     assert "mask.safetensors.index.json" in store.names("mask")
     local = tmp_path / "local"
@@ -318,6 +319,14 @@ def test_other_commands_write_there_too(store, pair, tmp_path):
     assert "report.html" in store.names("again")
     share = ("--shard-index", "0", "--num-shards", "2")
     assert "A share goes to a disk" in str(call("diff", *pair, "-o", "memory://bucket/s", *share).exception)
+
+
+def test_shares_on_a_disk_are_merged_into_a_store(store, pair, tmp_path):
+    share = ("--shard-index", "0", "--num-shards", "1")
+    assert call("diff", *pair, "-o", tmp_path / "s", *FAST[:4], *share).return_value == 0
+    done = call("merge", tmp_path / "s", "-o", RUN, "--workers", "2")
+    assert done.return_value == 0, done.output
+    assert store.puts[-1] == "run/report.json"
 
 
 @pytest.mark.parametrize("keyword", ["output", "mask"])

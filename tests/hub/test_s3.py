@@ -125,7 +125,7 @@ def test_results_for_a_bucket_that_is_not_there_are_kept(s3, tmp_path, monkeypat
         with object_output("s3://later/run") as folder:
             (folder / "report.json").write_text("{}")
 
-    with pytest.raises(ObjectStoreError, match=r"s3://later/run/report.json: cannot be written"):
+    with pytest.raises(ObjectStoreError, match=r"s3://later/run/report.json: the bucket is not there"):
         write()
     s3.mkdir("later")
     finish_upload("s3://later/run")
