@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from sparsity_audit.api.tokens_patch import tokens_patch as tokens_patch
     from sparsity_audit.api.tokens_series import tokens_series as tokens_series
     from sparsity_audit.checkpoint.access import hub_access as hub_access
+    from sparsity_audit.checkpoint.object_output import finish_upload as finish_upload
+    from sparsity_audit.checkpoint.object_output import object_output as object_output
     from sparsity_audit.errors import SparsityAuditError as SparsityAuditError
     from sparsity_audit.report.schema import DiffReport as DiffReport
     from sparsity_audit.training.freeze import freeze_outside as freeze_outside
@@ -79,6 +81,7 @@ _HOMES = {
     "diff": "api.diff",
     "diff_pairs": "api.pairs",
     "diff_share": "api.shares",
+    "finish_upload": "checkpoint.object_output",
     "freeze_outside": "training.freeze",
     "hub_access": "checkpoint.access",
     "inspect": "api.inspect",
@@ -98,6 +101,7 @@ _HOMES = {
     "mask_ops": "api.masks",
     "mask_random": "api.masks",
     "merge": "api.shares",
+    "object_output": "checkpoint.object_output",
     "overlap": "api.overlap",
     "overlap_criteria": "api.overlap",
     "patch_apply": "api.patch",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_audit.api.diff_question import Prepared
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import OutputError
 from sparsity_audit.masks.container import MaskWriter
 from sparsity_audit.masks.share_bits import copy_share_bits
@@ -107,6 +108,7 @@ class DiffOutputs:
             return self._directory.journal
         if mask is None:
             return None
+        verify_local(Path(mask))
         path = Path(mask) if Path(mask).name not in ("", "..") else Path(mask).resolve()
         return path.parent / f"{path.name}.journal.jsonl"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from sparsity_audit.api.diff import diff
 from sparsity_audit.api.engines import EngineName
 from sparsity_audit.api.masks import MaskInfo, mask_convert, mask_info
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.masks.metadata import Encoding
 from sparsity_audit.types import Criterion, View
 
@@ -71,6 +72,7 @@ def mask_export(
     if encoding == "packed":
         make(Path(out), replace=overwrite)
         return mask_info(out)
+    verify_local(Path(out))
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{Path(out).name}-", dir=Path(out).absolute().parent))
     try:

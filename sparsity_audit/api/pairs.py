@@ -19,6 +19,7 @@ from typing import Any
 from sparsity_audit.api.diff import diff
 from sparsity_audit.api.pairs_file import Expected, PairEntry, PairsFile, read_pairs
 from sparsity_audit.checkpoint.hub_cache import CacheKeeper, hub_reference_of
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.compare.dispatch import KernelName
 from sparsity_audit.errors import OutputError, SparsityAuditError, UsageError
 from sparsity_audit.report.output import write_atomically
@@ -127,6 +128,7 @@ def _row_before(entry: PairEntry, folder: Path, *, overwrite: bool) -> PairRow:
 
 
 def _make(folder: Path) -> None:
+    verify_local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import OutputError
 from sparsity_audit.report.output import write_below
 
@@ -50,6 +51,7 @@ class RetrainFolder:
     """
 
     def __init__(self, path: Path, question: Mapping[str, Any]) -> None:
+        verify_local(path)
         self.path = path
         wanted = json.loads(json.dumps({"format": _FORMAT, "version": 1, **question}))
         try:

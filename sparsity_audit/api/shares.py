@@ -20,6 +20,7 @@ from sparsity_audit.api.diff_outputs import DiffOutputs
 from sparsity_audit.api.diff_question import DiffQuestion, Prepared, prepare
 from sparsity_audit.api.engines import EngineName, engine_facts, num_workers, open_engine
 from sparsity_audit.api.found_shares import find_shares
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.checkpoint.store import Catalogue
 from sparsity_audit.compare.dispatch import KernelName, load_kernel, resolve_device
 from sparsity_audit.errors import OutputError, UsageError
@@ -165,6 +166,7 @@ def _has_bits(facts: Mapping[str, Any]) -> bool:
 
 
 def _share_folder(folder: Path, prepared: Prepared, *, overwrite: bool) -> Path:
+    verify_local(folder)
     inputs = {file.path.parent.resolve() for side in (prepared.base, prepared.tuned) for file in side.files}
     if folder.resolve() in inputs:
         raise OutputError(

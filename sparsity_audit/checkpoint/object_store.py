@@ -1,6 +1,7 @@
 """Read checkpoints in object stores by ranges: `s3://`, `gs://`, `az://`, `memory://`.
 
-Contract: fsspec and its file systems (extras `s3`, `gcs`; `adlfs` for Azure) are imported here alone. Each
+Contract: fsspec and its file systems (extras `s3`, `gcs`; `adlfs` for Azure) are imported here alone;
+`object_output`, which writes, connects and translates errors through this module. Each
 range is one request of exactly the bytes asked for, without read-ahead. The state of an object (ETag,
 generation, time: whatever its store tells) is taken when the checkpoint is opened and compared again after
 every range, so that no byte of another state is used; an object that was replaced or removed is a
@@ -43,7 +44,7 @@ from sparsity_audit.errors import (
 )
 from sparsity_audit.types import ByteRange
 
-__all__ = ["ObjectFile", "is_object_reference", "open_objects"]
+__all__ = ["ObjectFile", "connect", "is_object_reference", "open_objects", "store_error"]
 
 _EXTRAS = {
     "s3": "sparsity-audit[s3]",
@@ -70,6 +71,30 @@ def is_object_reference(text: str) -> bool:
     """Whether a reference names an object store."""
     scheme, mark, _ = text.partition("://")
     return bool(mark) and scheme in _EXTRAS
+
+
+def connect(reference: str, *, doing: str) -> tuple[Any, str]:
+    """The fsspec file system of a reference and the path there, without a listing cache.
+
+    Raises:
+        MissingExtraError: The store's library is not installed.
+        ObjectStoreError: It refuses the reference.
+    """
+    scheme = reference.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(reference, use_listings_cache=False, skip_instance_cache=True)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{doing} {scheme}://",
+            f"{error.name or 'its library'} is not installed",
+            remedy=f"pip install '{_EXTRAS[scheme]}'",
+        ) from error
+    except Exception as error:
+        # Each store's library has exceptions of its own, without a common base.
+        raise store_error(reference, error) from error
+    return system, str(path).rstrip("/")
 
 
 def open_objects(reference: str) -> Catalogue:
@@ -148,7 +173,7 @@ class ObjectFile(RemoteFile):
             except _PassingError as error:
                 failures += 1
                 if failures >= _MAX_ATTEMPTS:
-                    raise _failed(self.place, error.cause) from error.cause
+                    raise store_error(self.place, error.cause) from error.cause
                 wait_s = _FIRST_WAIT_S * 2 ** (failures - 1)
                 name = type(error.cause).__name__
                 _log.warning("%s: %s at byte %d; going on in %g s", self.place, name, position, wait_s)
@@ -163,7 +188,7 @@ class ObjectFile(RemoteFile):
         except FileNotFoundError as error:
             raise self._changed("was removed during the run") from error
         except PermissionError as error:
-            raise _failed(self.place, error) from error
+            raise store_error(self.place, error) from error
         except Exception as error:
             # Each store's library has exceptions of its own, without a common base.
             raise _PassingError(error) from error
@@ -176,7 +201,7 @@ class ObjectFile(RemoteFile):
         except FileNotFoundError as error:
             raise self._changed("was removed during the run") from error
         except PermissionError as error:
-            raise _failed(self.place, error) from error
+            raise store_error(self.place, error) from error
         except Exception as error:
             raise _PassingError(error) from error
         # After the range: an object that is replaced between this and the range is not mixed into it.
@@ -210,8 +235,7 @@ class _Store:
 
     def __init__(self, reference: str) -> None:
         self._reference = reference.rstrip("/")
-        self._scheme = reference.partition("://")[0]
-        self._system, self._path = self._connect()
+        self._system, self._path = connect(reference, doing="reading")
         self.is_file = False
 
     def list(self) -> dict[str, Mapping[str, Any]]:
@@ -226,7 +250,7 @@ class _Store:
             return {}
         except Exception as error:
             # Each store's library has exceptions of its own, without a common base.
-            raise _failed(self._reference, error) from error
+            raise store_error(self._reference, error) from error
         return {e["name"].rstrip("/").rpartition("/")[2]: e for e in entries if e["type"] == "file"}
 
     def entry(self, name: str, info: Mapping[str, Any]) -> FileEntry:
@@ -252,23 +276,8 @@ class _Store:
         try:
             info = self._system.info(path)
         except Exception as error:
-            raise _failed(place, error) from error
+            raise store_error(place, error) from error
         return ObjectFile(self._system, path, place=place, info=info)
-
-    def _connect(self) -> tuple[Any, str]:
-        try:
-            from fsspec.core import url_to_fs
-
-            system, path = url_to_fs(self._reference, use_listings_cache=False, skip_instance_cache=True)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"reading {self._scheme}://",
-                f"{error.name or 'its library'} is not installed",
-                remedy=f"pip install '{_EXTRAS[self._scheme]}'",
-            ) from error
-        except Exception as error:
-            raise _failed(self._reference, error) from error
-        return system, str(path).rstrip("/")
 
 
 def _state(info: Mapping[str, Any]) -> str:
@@ -277,12 +286,15 @@ def _state(info: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in known.items())
 
 
-def _failed(place: str, error: BaseException) -> ObjectStoreError:
+def store_error(place: str, error: BaseException, *, done: str = "read") -> ObjectStoreError:
     """The error to show; no text of a library enters it, because it may hold credentials or addresses."""
     if isinstance(error, PermissionError):
+        act = "read it" if done == "read" else "write there"
         return ObjectStoreError(
-            place, "the store forbids to read it", remedy="check the credentials that its library finds"
+            place, f"the store forbids to {act}", remedy="check the credentials that its library finds"
         )
+    if isinstance(error, FileNotFoundError) and done == "written":
+        return ObjectStoreError(place, "the bucket is not there", remedy="make it, then run again")
     name = type(error).__name__
     remedy = "check credentials, region, endpoint and network, then run again"
-    return ObjectStoreError(place, f"cannot be read: {name}", remedy=remedy)
+    return ObjectStoreError(place, f"cannot be {done}: {name}", remedy=remedy)

@@ -10,9 +10,9 @@ from pathlib import Path
 from sparsity_audit.checkpoint.hub_reference import SCHEME, parse_reference
 from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG
 from sparsity_audit.checkpoint.object_store import is_object_reference
-from sparsity_audit.errors import CheckpointNotFoundError, UsageError
+from sparsity_audit.errors import CheckpointNotFoundError, OutputError, UsageError
 
-__all__ = ["MASTER", "adapted_parts", "local_path"]
+__all__ = ["MASTER", "adapted_parts", "local_path", "verify_local"]
 
 MASTER = "#master"
 """Asks, after a reference, for weights before rounding: a trainer's fp32 copy, an adapter's sum."""
@@ -30,6 +30,18 @@ def local_path(reference: str | Path) -> Path:
             str(reference)[:200], found or "cannot be looked up", expected="a path or a Hub reference"
         ) from error
     return path
+
+
+def verify_local(path: Path) -> None:
+    """Refuse a path that was a reference: `Path("s3://b/x")` is the folder `s3:/b/x`. Raises OutputError."""
+    scheme = path.parts[0] if path.parts else ""
+    if scheme.endswith(":") and is_object_reference(f"{scheme}//"):
+        reference = f"{scheme}//{'/'.join(path.parts[1:])}"
+        raise OutputError(
+            reference,
+            "is no path on this machine",
+            remedy=f"with sparsity_audit.object_output({reference!r}) as folder: write to `folder`",
+        )
 
 
 def adapted_parts(text: str) -> tuple[str, str] | None:

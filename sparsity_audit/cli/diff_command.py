@@ -36,7 +36,12 @@ _FRACTION = click.FloatRange(0, 1)
 @click.command()
 @click.argument("base", required=False)
 @click.argument("tuned", required=False)
-@click.option("-o", "--output", type=OUTPUT_PATH, help="Directory for report, tables and journal.")
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT_PATH,
+    help="Directory for report, tables and journal; s3://…, gs://… or az://…: uploaded when finished.",
+)
 @click.option(
     "--figures/--no-figures",
     default=True,
@@ -45,7 +50,7 @@ _FRACTION = click.FloatRange(0, 1)
     "checkpoint; `sparsity-audit plot` makes them later as well.",
 )
 @click.option("--parquet", is_flag=True, help="With -o: write tensors.parquet; needs the extra `parquet`.")
-@click.option("--mask", "mask", type=OUTPUT_PATH, help="Directory for the update mask.")
+@click.option("--mask", "mask", type=OUTPUT_PATH, help="Directory for the update mask, or s3://….")
 @click.option(
     "--criterion",
     "criteria",

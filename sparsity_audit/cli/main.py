@@ -11,11 +11,12 @@ import importlib
 import io
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from sparsity_audit import __version__
+from sparsity_audit.cli.object_outputs import ObjectOutputs, object_outputs
 from sparsity_audit.errors import SparsityAuditError
 
 __all__ = ["cli", "entry_point"]
@@ -51,6 +52,17 @@ class _LazyGroup(click.Group):
             return None
         module, attribute, _ = _COMMANDS[cmd_name]
         return getattr(importlib.import_module(f"sparsity_audit.cli.{module}"), attribute)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember the arguments, by which a call that has to upload something knows itself again."""
+        ObjectOutputs(ctx, tuple(args))
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it wrote for an object store is uploaded at its end."""
+        outputs = object_outputs(ctx)
+        assert outputs is not None, "made by parse_args"
+        return outputs.run(lambda: super(_LazyGroup, self).invoke(ctx))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

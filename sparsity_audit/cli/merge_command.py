@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sparsity_audit.cli.object_outputs import object_outputs
 from sparsity_audit.cli.options import (
     OUTPUT_PATH,
     ByteProgress,
@@ -88,6 +89,8 @@ def run_share(
         raise click.UsageError("--shard-index and --num-shards stand together.", ctx)
     if options["output"] is None:
         raise click.UsageError("A share needs -o DIR, where `merge` finds it.", ctx)
+    if object_outputs(ctx):
+        raise click.UsageError("A share goes to a disk, where `merge` finds it; give `merge` -o s3://….", ctx)
     from dataclasses import asdict
 
     from sparsity_audit.api.diff_question import DiffQuestion

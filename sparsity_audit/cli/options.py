@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import click
 
+from sparsity_audit.cli.object_outputs import object_outputs
 from sparsity_audit.errors import UsageError
 from sparsity_audit.types import Criterion
 
@@ -66,7 +67,10 @@ class _MapRuleType(click.ParamType):
 
 
 class _OutputPath(click.Path):
-    """A path to write to. Empty text, which an unset shell variable gives, would be the working directory."""
+    """A path to write to; a prefix in an object store gives the path of its stage.
+
+    Empty text, which an unset shell variable gives, would be the working directory.
+    """
 
     def convert(
         self,
@@ -77,12 +81,17 @@ class _OutputPath(click.Path):
         if value == "":
             self.fail("the path is empty; '.' is the working directory", param, ctx)
         if "://" in str(value):
-            self.fail(
-                f"{value} is no path on this machine; write to a disk and copy the directory there "
-                "(aws s3 cp --recursive, gcloud storage cp -r)",
-                param,
-                ctx,
-            )
+            from sparsity_audit.checkpoint.object_store import is_object_reference
+
+            outputs = None if ctx is None else object_outputs(ctx)
+            if outputs is None or not is_object_reference(str(value)):
+                self.fail(
+                    f"{value} is neither a path on this machine nor a prefix in an object store "
+                    "(s3://, gs://, az://)",
+                    param,
+                    ctx,
+                )
+            return outputs.take(str(value))
         return super().convert(value, param, ctx)
 
 

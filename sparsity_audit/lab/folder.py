@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -78,6 +79,7 @@ def save_model(
     Raises:
         OutputError: Something is there already, or the folder cannot be written.
     """
+    verify_local(path)
     if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(str(path), "exists and is not empty", remedy="choose another -o")
     partial = path.with_name(path.name + ".partial")

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import OutputError
 from sparsity_audit.lab.config import TrainConfig
 from sparsity_audit.lab.estimators import Estimate
@@ -77,6 +78,7 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path) -> None:
+        verify_local(path)
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)

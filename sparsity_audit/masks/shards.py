@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from sparsity_audit.checkpoint.safetensors_io import MAX_HEADER_BYTES
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import OutputError
 from sparsity_audit.types import DType
 
@@ -309,6 +310,7 @@ class ShardWriter:
 
 def claim_directory(target: Path, *, allow_content: bool) -> bool:
     """Make `target` a directory this run may fill; True when it was created here. Raises OutputError."""
+    verify_local(target)
     try:
         if not target.exists():
             target.mkdir(parents=True)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import OutputError
 from sparsity_audit.report.figures import FIGURES
 from sparsity_audit.report.latex import TABLES
@@ -52,6 +53,7 @@ class OutputDirectory:
     """
 
     def __init__(self, path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+        verify_local(path)
         self.path = path
         elsewhere = "choose another -o, or add --overwrite"
         if path.resolve() in {file.parent.resolve() for file in inputs}:
@@ -114,6 +116,7 @@ def verify_free(folder: Path, names: Sequence[str], *, inputs: Iterable[str | Pa
     Raises:
         OutputError: It is no directory, holds such files, or is an input.
     """
+    verify_local(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(str(folder), "is a file", expected="a directory", remedy="choose another -o")
     paths = [Path(path).expanduser() for path in inputs]
@@ -130,6 +133,7 @@ def verify_free(folder: Path, names: Sequence[str], *, inputs: Iterable[str | Pa
 
 def write_below(folder: Path, name: str, data: bytes) -> None:
     """Write `folder/name`, whose folders are made where they are missing. Raises OutputError."""
+    verify_local(folder)
     path = folder / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sparsity_audit.checkpoint.spelling import verify_local
 from sparsity_audit.errors import OutputError
 from sparsity_audit.masks.shards import output_error, sync_directory
 from sparsity_audit.seams import reached
@@ -39,6 +40,7 @@ class StagedDirectory:
     """
 
     def __init__(self, target: Path, inputs: Iterable[Path]) -> None:
+        verify_local(target)
         # `.` and `a/..` have no name of their own to put beside.
         self.target = target.expanduser().resolve()
         self._verify(target, [path.resolve() for path in inputs])

@@ -16,9 +16,10 @@ import pytest
 from streaming import QUICK, SMALL, checkpoint, local, numbers, save
 
 from sparsity_audit.api.diff import diff
+from sparsity_audit.checkpoint.object_output import finish_upload, object_output
 from sparsity_audit.checkpoint.opening import open_checkpoint
 from sparsity_audit.checkpoint.read_ahead import with_pace
-from sparsity_audit.errors import ChangedInputError, CheckpointNotFoundError, ObjectStoreError
+from sparsity_audit.errors import ChangedInputError, CheckpointNotFoundError, ObjectStoreError, OutputError
 
 pytestmark = [pytest.mark.extras, pytest.mark.timeout(120)]
 
@@ -95,6 +96,40 @@ def test_an_object_that_is_replaced_in_the_middle_is_an_error(s3):
             diff("s3://bucket/base", catalogue, **QUICK)
     finally:
         s3.pipe_file(f"bucket/tuned/{name}", data)
+
+
+def test_results_go_to_a_bucket_and_come_last_with_what_marks_them(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    question = {**QUICK, "figures": False}
+    diff("s3://bucket/base", "s3://bucket/tuned", output=tmp_path / "local", **question)
+    with object_output("s3://bucket/audits/run") as folder:
+        diff("s3://bucket/base", "s3://bucket/tuned", output=folder, **question)
+        (folder / "large.bin").write_bytes(bytes(120 << 20))  # in several parts, at s3fs's 50 MiB each
+    found = {name.removeprefix("bucket/audits/run/"): name for name in s3.find("bucket/audits/run")}
+    local = [path for path in (tmp_path / "local").rglob("*") if path.is_file()]
+    assert set(found) == {path.relative_to(tmp_path / "local").as_posix() for path in local} | {"large.bin"}
+    for name in ("report.json", "tensors.csv"):
+        assert s3.cat_file(found[name]) == (tmp_path / "local" / name).read_bytes()
+    assert s3.info(found["large.bin"])["size"] == 120 << 20
+    times = {name: s3.info(key)["LastModified"] for name, key in found.items()}
+    assert times["report.json"] == max(times.values())
+    with pytest.raises(OutputError, match="objects already"), object_output("s3://bucket/audits/run"):
+        pytest.fail("entered")
+    assert not list((tmp_path / "cache" / "sparsity-audit" / "outputs").iterdir())
+
+
+def test_results_for_a_bucket_that_is_not_there_are_kept(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def write() -> None:
+        with object_output("s3://later/run") as folder:
+            (folder / "report.json").write_text("{}")
+
+    with pytest.raises(ObjectStoreError, match=r"s3://later/run/report.json: the bucket is not there"):
+        write()
+    s3.mkdir("later")
+    finish_upload("s3://later/run")
+    assert s3.cat_file("later/run/report.json") == b"{}"
 
 
 def test_a_bucket_that_is_not_there_is_named(s3):
