@@ -5,6 +5,7 @@ Each check is an assertion on every rank, against the same training on the unsha
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -163,7 +164,10 @@ def main() -> None:
         dist.barrier()
         if dist.get_rank() == 0:
             print("passed", check.__name__)
-    dist.destroy_process_group()
+    # Every check has passed on every rank. Taking gloo's threads down aborts now and then on a busy machine
+    # ("terminate called without an active exception"), which would say nothing of what is tested.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

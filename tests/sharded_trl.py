@@ -9,6 +9,7 @@ Started by `python -m torch.distributed.run -m sharded_trl FOLDER WRAP`, WRAP on
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def main() -> None:
     if trainer.accelerator.process_index == 0:
         torch.save(whole, folder / f"{wrap}.pt")
         print(f"passed {wrap}")
+    sys.stdout.flush()
+    os._exit(0)  # see sharded_training: taking gloo's threads down may abort
 
 
 if __name__ == "__main__":
