@@ -7,8 +7,10 @@ import io
 import marshal
 import pickle
 import types
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, ClassVar, Self
+
+from sparsity_audit.passes.engine import Ahead
 
 __all__ = ["FakeEngine", "shipped"]
 
@@ -72,7 +74,7 @@ class FakeEngine:
         work: Callable[[Any], Any],
         units: Iterable[Any],
         *,
-        ahead: Callable[[Sequence[Any]], None] | None = None,
+        ahead: Ahead | None = None,
     ) -> Generator[tuple[Any, Any], None, None]:
         copy, ahead = shipped((work, ahead))
         self.num_maps += 1
@@ -80,7 +82,7 @@ class FakeEngine:
         middle = len(todo) // 2
         for batch in (todo[middle:], todo[:middle]):
             if ahead is not None:
-                ahead(shipped(batch))
+                ahead.announce(shipped(batch))
             yield from ((unit, self._done(copy, unit)) for unit in batch)
 
     def _done(self, copy: Callable[[Any], Any], unit: Any) -> Any:

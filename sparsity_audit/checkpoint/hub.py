@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING
 
 from sparsity_audit.checkpoint.hub_calls import (
     DEFAULT_BRANCH,
+    MISSING_REMEDY,
     choose_hub_layout,
     hub_api,
     list_files,
-    refuse_missing,
     resolve_commit,
     with_retries,
 )
 from sparsity_audit.checkpoint.hub_errors import translate
 from sparsity_audit.checkpoint.hub_reference import SCHEME, HubReference, is_commit
-from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG, abridged, unread_weights
+from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG, Layout, unread_note
+from sparsity_audit.checkpoint.remote_folder import refuse_missing
 from sparsity_audit.errors import HubError
 
 if TYPE_CHECKING:
@@ -76,10 +77,7 @@ def fetch(reference: HubReference) -> HubSnapshot:
         pinned = reference.pinned(commit)
         sizes = {name: file.num_bytes for name, file in list_files(api, pinned).items()}
         folder, shards = _download_checkpoint(api, pinned, sizes)
-    unread = unread_weights(sizes, shards)
-    if shards and unread:
-        first = shards[0] + (" …" if len(shards) > 1 else "")
-        notes += (f"{reference.text}: read {first}; ignored {abridged(unread)}",)
+    notes += unread_note(reference.text, sizes, shards)
     return HubSnapshot(folder=folder, reference=pinned, notes=notes)
 
 
@@ -95,13 +93,19 @@ def _download_checkpoint(
             download_file(api, pinned, pinned.path_of(layout.index), num_bytes=sizes[layout.index])
         )
         companions.append(layout.index)
-    refuse_missing(pinned, layout, shards=shards, present=sizes)
+    _refuse_missing(pinned, layout, shards, sizes)
     _refuse_full_disk(pinned, {name: sizes[name] for name in (*companions, *shards)})
     paths = [
         download_file(api, pinned, pinned.path_of(name), num_bytes=sizes[name])
         for name in (*companions, *shards)
     ]
     return paths[-1].parent, shards
+
+
+def _refuse_missing(
+    pinned: HubReference, layout: Layout, shards: Collection[str], present: Collection[str]
+) -> None:
+    refuse_missing(layout, shards, present, reference=pinned.text, remedy=MISSING_REMEDY)
 
 
 def _shards_of(index: Path) -> tuple[str, ...]:
@@ -189,7 +193,7 @@ def _cached_snapshot(reference: HubReference) -> HubSnapshot:
     names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
     layout = choose_hub_layout(pinned, names)
     shards = _shards_of(folder / layout.index) if layout.index else layout.files
-    refuse_missing(pinned, layout, shards=shards, present=names)
+    _refuse_missing(pinned, layout, shards, names)
     note = f"{reference.text}: offline, only the files cached at commit {revision.commit_hash} were seen"
     return HubSnapshot(folder=folder, reference=pinned, notes=(note, *guess))
 

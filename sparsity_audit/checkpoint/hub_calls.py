@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sparsity_audit.checkpoint.http_range import retry_after_s
 from sparsity_audit.checkpoint.hub_errors import is_transient, library_errors, translate
 from sparsity_audit.checkpoint.hub_reference import HubReference, is_commit
-from sparsity_audit.checkpoint.layout import Layout, choose_layout, missing_shards
+from sparsity_audit.checkpoint.layout import Layout, choose_layout
 from sparsity_audit.errors import CheckpointNotFoundError, HubError
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_BRANCH",
     "MAX_WAIT_S",
+    "MISSING_REMEDY",
     "HubListing",
     "ListedFile",
     "choose_hub_layout",
     "hub_api",
     "list_files",
-    "refuse_missing",
     "resolve_commit",
     "with_retries",
 ]
@@ -40,6 +40,9 @@ __all__ = [
 T = TypeVar("T")
 
 DEFAULT_BRANCH = "main"
+
+MISSING_REMEDY = "choose another revision, or ask its owner to upload the rest"
+"""Where a shard is not there."""
 
 WAITS_S = (0.5, 1.5)
 """Seconds before the second and the third attempt."""
@@ -129,24 +132,6 @@ def choose_hub_layout(reference: HubReference, names: Collection[str]) -> Layout
             remedy="if they are in a folder of the repository, write hf://org/model/folder",
         )
     return layout
-
-
-def refuse_missing(
-    reference: HubReference,
-    layout: Layout,
-    *,
-    shards: tuple[str, ...],
-    present: Collection[str],
-) -> None:
-    """Raise CheckpointNotFoundError when the index or the numbering names a shard that is not there."""
-    missing = [s for s in shards if s not in present] if layout.index else missing_shards(layout.files)
-    if missing:
-        raise CheckpointNotFoundError(
-            reference.text,
-            f"{layout.index or 'the shard numbering'} names the shard {missing[0]}, which is not there",
-            expected=f"all shards; {len(missing)} missing",
-            remedy="choose another revision, or ask its owner to upload the rest",
-        )
 
 
 def with_retries(

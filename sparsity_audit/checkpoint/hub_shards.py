@@ -13,16 +13,10 @@ import logging
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sparsity_audit.checkpoint.hub import download_file
-from sparsity_audit.checkpoint.hub_calls import ListedFile
 from sparsity_audit.checkpoint.hub_file import HubFile
-from sparsity_audit.checkpoint.hub_reference import HubReference
 from sparsity_audit.checkpoint.store import ByteSource, FileEntry, LocalFile
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 __all__ = ["HubShard", "ShardSource"]
 
@@ -33,18 +27,7 @@ _users_lock = threading.Lock()
 
 
 class HubShard(HubFile):
-    """A file of a pinned commit that can be had whole for as long as it is read.
-
-    Args:
-        api: The Hub library's client.
-        pinned: Repository and commit.
-        path: Path in the repository.
-        listed: Its length and hash, as the Hub lists them.
-    """
-
-    def __init__(self, api: HfApi, pinned: HubReference, path: str, listed: ListedFile) -> None:
-        super().__init__(api, pinned, path, listed)
-        self._sha256 = listed.digest.removeprefix("sha256:")
+    """A `HubFile` that can be had whole for as long as it is read."""
 
     def open_planned(self, entry: FileEntry, planned_bytes: int) -> ByteSource | None:
         """A source that downloads the file; None where a pass reads so little that ranges do."""
@@ -80,10 +63,11 @@ class HubShard(HubFile):
         """Where the library keeps this content (docs: Manage the cache); None where its name is not known."""
         from huggingface_hub import constants
 
-        if len(self._sha256) != 64:
+        sha256 = self._listed.digest.removeprefix("sha256:")
+        if len(sha256) != 64:
             return None
         repository = "models--" + self._pinned.repo_id.replace("/", "--")
-        return (Path(constants.HF_HUB_CACHE) / repository / "blobs" / self._sha256).resolve()
+        return (Path(constants.HF_HUB_CACHE) / repository / "blobs" / sha256).resolve()
 
     @staticmethod
     def _forget(blob: Path | None, *, is_ours: bool) -> None:

@@ -7,43 +7,33 @@ the Hub lists, is read from there. Shards' headers are fetched several at a time
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsity_audit.checkpoint.access import Access, current_access
 from sparsity_audit.checkpoint.hub_calls import (
+    MISSING_REMEDY,
     HubListing,
     ListedFile,
     choose_hub_layout,
     hub_api,
     list_files,
-    refuse_missing,
     resolve_commit,
 )
 from sparsity_audit.checkpoint.hub_errors import translate
 from sparsity_audit.checkpoint.hub_file import HubFile
 from sparsity_audit.checkpoint.hub_reference import HubReference
-from sparsity_audit.checkpoint.joining import (
-    MAX_JSON_BYTES,
-    confirm_index,
-    gathered,
-    join_contents,
-    parse_object,
-    weight_map_of,
-)
-from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG, abridged, is_adapter, unread_weights
-from sparsity_audit.checkpoint.remote import drop_heads, load_heads, remote_entry
+from sparsity_audit.checkpoint.joining import parse_object, verify_json_size
+from sparsity_audit.checkpoint.remote import remote_entry
+from sparsity_audit.checkpoint.remote_folder import open_folder
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
-from sparsity_audit.errors import CorruptCheckpointError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = ["open_streamed"]
-
-_CONFIG = "config.json"
 
 
 def open_streamed(reference: HubReference) -> Catalogue:
@@ -63,38 +53,56 @@ def open_streamed(reference: HubReference) -> Catalogue:
         listing = list_files(api, pinned)
     except OfflineModeIsEnabled as error:
         raise translate(error, reference) from error
-    layout = choose_hub_layout(pinned, listing)
-    shards, weight_map = layout.files, None
-    if layout.index is not None:
-        index = _small_file(api, pinned, layout.index, listing)
-        subject = f"{reference.text}: {layout.index}"
-        weight_map = weight_map_of(parse_object(index, subject=subject), subject=subject)
-        shards = tuple(sorted(set(weight_map.values())))
-    refuse_missing(pinned, layout, shards=shards, present=listing)
-    files = tuple(_entry(api, pinned, name, listing[name]) for name in shards)
-    config = _json_beside(api, pinned, _CONFIG, listing)
-    load_heads(files)
-    contents = join_contents(files, subject=reference.text)
-    drop_heads(files)
-    catalogue = gathered(files, contents, reference=reference.text, resolved=pinned.uri, config=config)
-    if weight_map is not None:
-        confirm_index(f"{reference.text}: {layout.index}", weight_map, catalogue)
-    notes = (*notes, *_unread_note(reference, listing, shards), *catalogue.notes)
-    adapter = _json_beside(api, pinned, ADAPTER_CONFIG, listing) if is_adapter(shards) else {}
-    return replace(catalogue, notes=notes, adapter=adapter or None)
+    folder = _HubFolder(api=api, pinned=pinned, listing=listing)
+    catalogue = open_folder(folder, choose_hub_layout(pinned, listing), resolved=pinned.uri)
+    return replace(catalogue, notes=(*notes, *catalogue.notes))
 
 
-def _entry(api: HfApi, pinned: HubReference, name: str, listed: ListedFile) -> FileEntry:
-    cached = _cached(pinned, name, listed)
-    if cached is not None:
-        return replace(FileEntry.from_path(cached), name=pinned.path_of(name), digest=listed.digest)
-    kind = HubFile
-    if current_access() is Access.SHARDS:
-        from sparsity_audit.checkpoint.hub_shards import HubShard
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HubFolder:
+    """A folder of a repository at a commit."""
 
-        kind = HubShard
-    remote = kind(api, pinned, pinned.path_of(name), listed)
-    return remote_entry(remote, name=pinned.path_of(name), digest=listed.digest)
+    api: HfApi
+    pinned: HubReference
+    listing: HubListing
+
+    @property
+    def reference(self) -> str:
+        return self.pinned.text
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.listing.keys()
+
+    @property
+    def is_file(self) -> bool:
+        return False
+
+    @property
+    def missing_remedy(self) -> str:
+        return MISSING_REMEDY
+
+    def entry(self, name: str) -> FileEntry:
+        pinned, listed = self.pinned, self.listing[name]
+        cached = _cached(pinned, name, listed)
+        if cached is not None:
+            return replace(FileEntry.from_path(cached), name=pinned.path_of(name), digest=listed.digest)
+        kind = HubFile
+        if current_access() is Access.SHARDS:
+            from sparsity_audit.checkpoint.hub_shards import HubShard
+
+            kind = HubShard
+        remote = kind(self.api, pinned, pinned.path_of(name), listed)
+        return remote_entry(remote, name=pinned.path_of(name), digest=listed.digest)
+
+    def json(self, name: str) -> dict[str, Any]:
+        pinned, listed, subject = self.pinned, self.listing[name], f"{self.pinned.text}: {name}"
+        verify_json_size(listed.num_bytes, subject=subject)
+        cached = _cached(pinned, name, listed)
+        if cached is not None:
+            return parse_object(cached.read_bytes(), subject=subject)
+        file = HubFile(self.api, pinned, pinned.path_of(name), listed)
+        return parse_object(file.read_whole(), subject=subject)
 
 
 def _cached(pinned: HubReference, name: str, listed: ListedFile) -> Path | None:
@@ -105,36 +113,3 @@ def _cached(pinned: HubReference, name: str, listed: ListedFile) -> Path | None:
     if not isinstance(found, str) or Path(found).stat().st_size != listed.num_bytes:
         return None
     return Path(found)
-
-
-def _json_beside(api: HfApi, pinned: HubReference, name: str, listing: HubListing) -> dict[str, Any]:
-    """A configuration beside the weights; empty where there is none."""
-    if name not in listing:
-        return {}
-    return parse_object(_small_file(api, pinned, name, listing), subject=f"{pinned.text}: {name}")
-
-
-def _small_file(api: HfApi, pinned: HubReference, name: str, listing: HubListing) -> bytes:
-    listed = listing[name]
-    if listed.num_bytes > MAX_JSON_BYTES:
-        raise CorruptCheckpointError(
-            f"{pinned.text}: {name}",
-            f"is longer than {MAX_JSON_BYTES} bytes",
-            expected="an index or a configuration",
-        )
-    cached = _cached(pinned, name, listed)
-    return (
-        HubFile(api, pinned, pinned.path_of(name), listed).read_whole()
-        if cached is None
-        else cached.read_bytes()
-    )
-
-
-def _unread_note(
-    reference: HubReference, names: Mapping[str, object], shards: Sequence[str]
-) -> tuple[str, ...]:
-    unread = unread_weights(names, shards)
-    if not unread:
-        return ()
-    first = shards[0] + (" …" if len(shards) > 1 else "")
-    return (f"{reference.text}: read {first}; ignored {abridged(unread)}",)

@@ -24,6 +24,7 @@ __all__ = [
     "gathered",
     "join_contents",
     "parse_object",
+    "verify_json_size",
     "weight_map_of",
 ]
 
@@ -110,12 +111,17 @@ def confirm_index(subject: str, weight_map: Mapping[str, str], catalogue: Catalo
             raise CorruptCheckpointError(subject, f"places {name!r} in {shard}, which does not hold it")
 
 
-def parse_object(raw: bytes, *, subject: str) -> dict[str, Any]:
-    """A JSON object of at most `MAX_JSON_BYTES`. Raises CorruptCheckpointError."""
-    if len(raw) > MAX_JSON_BYTES:
+def verify_json_size(num_bytes: int, *, subject: str) -> None:
+    """Raise CorruptCheckpointError where a file is too long to be parsed."""
+    if num_bytes > MAX_JSON_BYTES:
         raise CorruptCheckpointError(
             subject, f"is longer than {MAX_JSON_BYTES} bytes", expected="an index or a configuration"
         )
+
+
+def parse_object(raw: bytes, *, subject: str) -> dict[str, Any]:
+    """A JSON object of at most `MAX_JSON_BYTES`. Raises CorruptCheckpointError."""
+    verify_json_size(len(raw), subject=subject)
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -20,6 +20,7 @@ __all__ = [
     "has_model_files",
     "is_adapter",
     "missing_shards",
+    "unread_note",
     "unread_weights",
 ]
 
@@ -80,6 +81,15 @@ def unread_weights(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ..
     suffixes = (*_TORCH_SUFFIXES, ".safetensors")
     left = {n for n in names if n.endswith(suffixes) and not n.startswith(".")} - set(chosen)
     return tuple(sorted(n for n in left if not _TRAINER_STATE.fullmatch(n)))
+
+
+def unread_note(reference: str, names: Iterable[str], chosen: Sequence[str]) -> tuple[str, ...]:
+    """What the user is told of weights among `names` that are not read; nothing where there are none."""
+    unread = unread_weights(names, chosen)
+    if not unread or not chosen:
+        return ()
+    more = " …" if len(chosen) > 1 else ""
+    return (f"{reference}: read {chosen[0]}{more}; ignored {abridged(unread)}",)
 
 
 def abridged(names: Sequence[str], *, limit: int = 4) -> str:

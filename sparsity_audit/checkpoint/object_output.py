@@ -195,7 +195,11 @@ class ObjectStage:
             ObjectStoreError: The store refuses, cannot be reached, or holds something else after an upload.
         """
         if not (self._top / _PENDING).exists():
-            raise OutputError(self.reference, "no finished result waits for its upload")
+            raise OutputError(
+                self.reference,
+                "no finished result waits for its upload",
+                remedy="run the command that makes it; it uploads when it has finished",
+            )
         state = _read_state(self._top / _PENDING)
         files: dict[str, int] = state["files"]
         self._verify_alone(files if state["begun"] else {})

@@ -13,47 +13,35 @@ holds them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
-from sparsity_audit.checkpoint.joining import (
-    MAX_JSON_BYTES,
-    confirm_index,
-    gathered,
-    join_contents,
-    parse_object,
-    weight_map_of,
-)
-from sparsity_audit.checkpoint.layout import (
-    ADAPTER_CONFIG,
-    abridged,
-    choose_layout,
-    is_adapter,
-    missing_shards,
-    unread_weights,
-)
-from sparsity_audit.checkpoint.remote import RemoteFile, drop_heads, load_heads, remote_entry
+from sparsity_audit.checkpoint.joining import parse_object, verify_json_size
+from sparsity_audit.checkpoint.layout import choose_layout
+from sparsity_audit.checkpoint.remote import RemoteFile, remote_entry
+from sparsity_audit.checkpoint.remote_folder import open_folder
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry, Sink
 from sparsity_audit.errors import (
     ChangedInputError,
     CheckpointNotFoundError,
-    CorruptCheckpointError,
     MissingExtraError,
     ObjectStoreError,
+    UsageError,
 )
 from sparsity_audit.types import ByteRange
 
 __all__ = ["ObjectFile", "connect", "is_object_reference", "open_objects", "store_error"]
 
-_EXTRAS = {
-    "s3": "sparsity-audit[s3]",
-    "gs": "sparsity-audit[gcs]",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "memory": "fsspec",
+T = TypeVar("T")
+
+_LIBRARIES = {
+    "s3": ("s3fs", "sparsity-audit[s3]"),
+    "gs": ("gcsfs", "sparsity-audit[gcs]"),
+    "az": ("adlfs", "adlfs"),
+    "abfs": ("adlfs", "adlfs"),
+    "memory": ("fsspec", "fsspec"),
 }
-"""Scheme → what to install for it."""
+"""Scheme → the library that reads it, and what to install for it."""
 
 _PIECE_BYTES = 32 << 20
 """Most bytes of one request: the store's library gives a range only whole, so each transfer holds as much."""
@@ -62,7 +50,6 @@ _MAX_ATTEMPTS = 5
 _FIRST_WAIT_S = 0.5
 
 _STATE_KEYS = ("ETag", "etag", "VersionId", "generation", "LastModified", "last_modified", "mtime", "created")
-_CONFIG = "config.json"
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +57,7 @@ _log = logging.getLogger(__name__)
 def is_object_reference(text: str) -> bool:
     """Whether a reference names an object store."""
     scheme, mark, _ = text.partition("://")
-    return bool(mark) and scheme in _EXTRAS
+    return bool(mark) and scheme in _LIBRARIES
 
 
 def connect(reference: str, *, doing: str) -> tuple[Any, str]:
@@ -88,8 +75,8 @@ def connect(reference: str, *, doing: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtraError(
             f"{doing} {scheme}://",
-            f"{error.name or 'its library'} is not installed",
-            remedy=f"pip install '{_EXTRAS[scheme]}'",
+            f"{error.name or _LIBRARIES[scheme][0]} is not installed",
+            remedy=f"pip install '{_LIBRARIES[scheme][1]}'",
         ) from error
     except Exception as error:
         # Each store's library has exceptions of its own, without a common base.
@@ -105,43 +92,21 @@ def open_objects(reference: str) -> Catalogue:
         MissingExtraError: The store's library is not installed.
         ObjectStoreError: The store refuses or cannot be reached.
         CorruptCheckpointError: A header or the index contradicts the files.
+        UsageError: It names no bucket.
     """
+    if not reference.partition("://")[2].strip("/"):
+        raise UsageError(reference, "names no bucket", expected="s3://bucket/prefix or s3://bucket/file")
     store = _Store(reference)
-    listing = store.list()
-    layout = choose_layout(listing)
+    layout = choose_layout(store.names)
     if layout is None:
+        count = len(store.names)
         raise CheckpointNotFoundError(
             reference,
-            f"holds no checkpoint ({len(listing)} other files)" if listing else "holds nothing",
+            f"holds no checkpoint ({count} other files)" if count else "holds nothing",
             expected="*.safetensors or pytorch_model*.bin, with or without an index",
             remedy="name the folder that holds the weights, or one file, and check credentials and region",
         )
-    names, weight_map, subject = layout.files, None, f"{reference}/{layout.index}"
-    if layout.index is not None:
-        weight_map = weight_map_of(store.json(layout.index, listing), subject=subject)
-        names = tuple(sorted(set(weight_map.values())))
-    missing = () if store.is_file else missing_shards(names)
-    if layout.index is not None:
-        missing = [name for name in names if name not in listing]
-    if missing:
-        raise CheckpointNotFoundError(
-            reference, f"lacks the shard {missing[0]}", expected=f"all shards; {len(missing)} missing"
-        )
-    files = tuple(store.entry(name, listing[name]) for name in names)
-    load_heads(files)
-    contents = join_contents(files, subject=reference)
-    drop_heads(files)
-    config = store.json(_CONFIG, listing) if _CONFIG in listing else {}
-    catalogue = gathered(files, contents, reference=reference, resolved=reference, config=config)
-    if weight_map is not None:
-        confirm_index(subject, weight_map, catalogue)
-    if is_adapter(names) and ADAPTER_CONFIG in listing:
-        catalogue = replace(catalogue, adapter=store.json(ADAPTER_CONFIG, listing))
-    unread = () if store.is_file else unread_weights(listing, names)
-    if unread:
-        note = f"{reference}: read {names[0]}{' …' if len(names) > 1 else ''}; ignored {abridged(unread)}"
-        catalogue = replace(catalogue, notes=(*catalogue.notes, note))
-    return catalogue
+    return open_folder(store, layout, resolved=reference)
 
 
 class ObjectFile(RemoteFile):
@@ -182,30 +147,12 @@ class ObjectFile(RemoteFile):
             sink.put(data)
             position, failures = stop, 0
 
-    def _verify_state(self) -> None:
-        try:
-            info = self._system.info(self._path)
-        except FileNotFoundError as error:
-            raise self._changed("was removed during the run") from error
-        except PermissionError as error:
-            raise store_error(self.place, error) from error
-        except Exception as error:
-            # Each store's library has exceptions of its own, without a common base.
-            raise _PassingError(error) from error
+    def _piece(self, start: int, stop: int) -> bytes:
+        data = self._ask(lambda: self._system.cat_file(self._path, start=start, end=stop))
+        # After the range: an object that is replaced between this and the range is not mixed into it.
+        info = self._ask(lambda: self._system.info(self._path))
         if int(info["size"]) != self.num_bytes or _state(info) != self.state:
             raise self._changed(f"was replaced during the run ({info['size']} bytes now)")
-
-    def _piece(self, start: int, stop: int) -> bytes:
-        try:
-            data = self._system.cat_file(self._path, start=start, end=stop)
-        except FileNotFoundError as error:
-            raise self._changed("was removed during the run") from error
-        except PermissionError as error:
-            raise store_error(self.place, error) from error
-        except Exception as error:
-            raise _PassingError(error) from error
-        # After the range: an object that is replaced between this and the range is not mixed into it.
-        self._verify_state()
         if len(data) != stop - start:
             raise ObjectStoreError(
                 self.place,
@@ -214,6 +161,17 @@ class ObjectFile(RemoteFile):
                 remedy="a proxy may ignore ranges",
             )
         return data
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except FileNotFoundError as error:
+            raise self._changed("was removed during the run") from error
+        except PermissionError as error:
+            raise store_error(self.place, error) from error
+        except Exception as error:
+            # Each store's library has exceptions of its own, without a common base.
+            raise _PassingError(error) from error
 
     def _changed(self, found: str) -> ChangedInputError:
         return ChangedInputError(
@@ -231,15 +189,33 @@ class _PassingError(Exception):
 
 
 class _Store:
-    """One folder or file of a store."""
+    """One folder or file of a store: what `open_folder` reads."""
+
+    missing_remedy = "copy the missing shards there, or name the folder that holds all of them"
 
     def __init__(self, reference: str) -> None:
-        self._reference = reference.rstrip("/")
+        self.reference = reference.rstrip("/")
         self._system, self._path = connect(reference, doing="reading")
         self.is_file = False
+        self._listing = self._list()
 
-    def list(self) -> dict[str, Mapping[str, Any]]:
-        """The files of the folder by name, or the one file."""
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the files, or of the one file."""
+        return self._listing.keys()
+
+    def entry(self, name: str) -> FileEntry:
+        """One of its files."""
+        file = self._file(name)
+        return remote_entry(file, name=name, version=file.state)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A small JSON file of the folder."""
+        file = self._file(name)
+        verify_json_size(file.num_bytes, subject=file.place)
+        return parse_object(file.read_whole(), subject=file.place)
+
+    def _list(self) -> dict[str, Mapping[str, Any]]:
         try:
             info = self._system.info(self._path)
             if info["type"] == "file":
@@ -250,27 +226,13 @@ class _Store:
             return {}
         except Exception as error:
             # Each store's library has exceptions of its own, without a common base.
-            raise store_error(self._reference, error) from error
+            raise store_error(self.reference, error) from error
         return {e["name"].rstrip("/").rpartition("/")[2]: e for e in entries if e["type"] == "file"}
 
-    def entry(self, name: str, info: Mapping[str, Any]) -> FileEntry:
-        """One of its files."""
-        file = self._file(name, info)
-        return remote_entry(file, name=name, version=file.state)
-
-    def json(self, name: str, listing: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """A small JSON file of the folder."""
-        file = self._file(name, listing[name])
-        if file.num_bytes > MAX_JSON_BYTES:
-            raise CorruptCheckpointError(
-                file.place, f"is longer than {MAX_JSON_BYTES} bytes", expected="an index or a configuration"
-            )
-        return parse_object(file.read_whole(), subject=file.place)
-
-    def _file(self, name: str, info: Mapping[str, Any]) -> ObjectFile:
+    def _file(self, name: str) -> ObjectFile:
         if self.is_file:
-            return ObjectFile(self._system, self._path, place=self._reference, info=info)
-        place = f"{self._reference}/{name}"
+            return ObjectFile(self._system, self._path, place=self.reference, info=self._listing[name])
+        place = f"{self.reference}/{name}"
         # A listing may tell less of an object than the object itself does.
         path = f"{self._path}/{name}"
         try:

@@ -28,14 +28,13 @@ from sparsity_audit.checkpoint.joining import (
 )
 from sparsity_audit.checkpoint.layout import (
     ADAPTER_CONFIG,
-    abridged,
     choose_layout,
     is_adapter,
     missing_shards,
-    unread_weights,
+    unread_note,
 )
 from sparsity_audit.checkpoint.object_store import is_object_reference, open_objects
-from sparsity_audit.checkpoint.spelling import MASTER, adapted_parts, local_path
+from sparsity_audit.checkpoint.spelling import MASTER, adapted_parts, local_path, scheme_remedy
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.checkpoint.trainer_folders import (
     TrainerKind,
@@ -89,7 +88,9 @@ def open_checkpoint(reference: str | Path) -> Catalogue:
             raise CheckpointNotFoundError(
                 text,
                 "no such file or directory",
-                expected="a checkpoint directory or file, or a Hub reference such as org/model@revision",
+                expected="a checkpoint directory or file, a Hub reference such as org/model@revision, or "
+                "s3://bucket/prefix",
+                remedy=scheme_remedy(text),
             )
         return _open_hub(hub_reference)
     return replace(catalogue, notes=(*catalogue.notes, *_shadow_note(reference)))
@@ -212,11 +213,7 @@ def _file_names(folder: Path) -> list[str]:
 
 def _with_note_on_unread(catalogue: Catalogue, names: list[str]) -> Catalogue:
     read = [entry.path.name for entry in catalogue.files]
-    unread = unread_weights(names, read)
-    if not unread:
-        return catalogue
-    note = f"{catalogue.reference}: read {read[0]}{' …' if len(read) > 1 else ''}; ignored {abridged(unread)}"
-    return replace(catalogue, notes=(*catalogue.notes, note))
+    return replace(catalogue, notes=(*catalogue.notes, *unread_note(catalogue.reference, names, read)))
 
 
 def _catalogue(paths: list[Path], *, folder: Path, reference: str, resolved: Path) -> Catalogue:

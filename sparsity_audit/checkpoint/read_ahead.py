@@ -176,15 +176,20 @@ class ReadAhead:
         """Bytes that have arrived and wait for their reader."""
         return self._buffered
 
-    def close(self) -> None:
-        """End all transfers."""
+    def stop(self) -> None:
+        """End all transfers without waiting for them; reads that wait for one raise."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all transfers and let go of what has arrived."""
+        self.stop()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        for transfer in self._transfers:
-            transfer.chunks.clear()
+        with self._changed:
+            for transfer in self._transfers:
+                transfer.chunks.clear()
 
     def _transfer_of(self, file: int, start: int) -> tuple[_Transfer | None, int]:
         """The window that was planned to bring byte `start`, if any, and where that read or the gap ends."""
@@ -205,12 +210,12 @@ class ReadAhead:
             transfer.started = True
             self._start_thread(transfer)
         self._changed.notify_all()
-        while transfer.received < needed:
+        while not self._closed and transfer.received < needed:
             if transfer.error is not None:
                 raise transfer.error
-            if self._closed:
-                raise _ClosedError
             self._changed.wait()
+        if self._closed:
+            raise _ClosedError
 
     def _start_thread(self, transfer: _Transfer | None) -> None:
         thread = threading.Thread(target=self._run, args=(transfer,), name="fetch", daemon=True)

@@ -5,6 +5,7 @@ Contract: a path that exists is always that path, whatever characters it holds.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sparsity_audit.checkpoint.hub_reference import SCHEME, parse_reference
@@ -12,10 +13,13 @@ from sparsity_audit.checkpoint.layout import ADAPTER_CONFIG
 from sparsity_audit.checkpoint.object_store import is_object_reference
 from sparsity_audit.errors import CheckpointNotFoundError, OutputError, UsageError
 
-__all__ = ["MASTER", "adapted_parts", "local_path", "verify_local"]
+__all__ = ["MASTER", "adapted_parts", "local_path", "scheme_remedy", "verify_local"]
 
 MASTER = "#master"
 """Asks, after a reference, for weights before rounding: a trainer's fp32 copy, an adapter's sum."""
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>.*)")
+_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
 def local_path(reference: str | Path) -> Path:
@@ -66,3 +70,22 @@ def _names_hub(text: str) -> bool:
         return parse_reference(text) is not None
     except UsageError:
         return False
+
+
+def scheme_remedy(text: str) -> str | None:
+    """How an address of a kind that is not read may be spelled; None where the text looks like none."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        return None
+    scheme, rest = found["scheme"].lower(), found["rest"]
+    if scheme == "file":
+        return f"write the path alone: /{rest}"
+    if scheme in ("http", "https"):
+        host, _, path = rest.partition("/")
+        model = path.split("/")[:2]
+        if host in _HUB_HOSTS and len(model) == 2:
+            return f"write {SCHEME}{'/'.join(model)}"
+        return "download it first; models on the Hub are written org/model"
+    if is_object_reference(f"{scheme}://") or f"{scheme}://" == SCHEME:
+        return f"write {scheme}://{rest}"
+    return None

@@ -83,7 +83,7 @@ def sum_deltas(
                 return _of_unit(unit, aligned.tensors[unit.pair], of_base, of_runs, readers, view)
 
         reads = Reads(aligned.parts_of, (of_base, *of_runs))
-        found = map_units(work, reads.ordered(aligned.units), workers=workers, ahead=reads.announce)
+        found = map_units(work, reads.ordered(aligned.units), workers=workers, ahead=reads)
         blocks = {unit.key: result for unit, result in found}
     for catalogue in (base, *runs):
         catalogue.verify_unchanged()

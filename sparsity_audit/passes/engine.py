@@ -23,8 +23,16 @@ _Result = TypeVar("_Result")
 _Unit = TypeVar("_Unit")
 
 
-Ahead = Callable[[Sequence[_Unit]], None]
-"""Called where the work is done, with the units that will be done there next, so that they are read ahead."""
+class Ahead(Protocol):
+    """What reads ahead of the work, in the process that does it."""
+
+    def announce(self, units: Sequence[Any]) -> None:
+        """Take the units that will be done there next, in this order."""
+        ...
+
+    def stop(self) -> None:
+        """End what is on its way, so that no unit waits for it any longer; called when a map ends early."""
+        ...
 
 
 class Engine(Protocol):
@@ -38,7 +46,7 @@ class Engine(Protocol):
         ...
 
     def map(
-        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, ahead: Ahead[_Unit] | None
+        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, ahead: Ahead | None
     ) -> Generator[tuple[_Unit, _Result], None, None]:
         """As `map_units`."""
         ...
@@ -61,7 +69,7 @@ def map_units(
     units: Iterable[_Unit],
     *,
     workers: Workers,
-    ahead: Ahead[_Unit] | None = None,
+    ahead: Ahead | None = None,
 ) -> Generator[tuple[_Unit, _Result], None, None]:
     """Each unit with what `work` gives of it, as they finish; close the generator to stop early."""
     if not isinstance(workers, int):
@@ -69,12 +77,12 @@ def map_units(
         return
     if ahead is not None:
         units = list(units)
-        ahead(units)
+        ahead.announce(units)
     if workers == 1:
         for unit in units:
             yield unit, work(unit)
     else:
-        yield from _in_threads(work, units, workers)
+        yield from _in_threads(work, units, workers, ahead)
 
 
 def map_bits(
@@ -83,7 +91,7 @@ def map_bits(
     *,
     workers: Workers,
     bits: BitSink | None,
-    ahead: Ahead[_Unit] | None = None,
+    ahead: Ahead | None = None,
 ) -> Generator[tuple[_Unit, _Result], None, None]:
     """`map_units` of work that also writes mask bits; a unit's bits are in `bits` before it is yielded."""
     if bits is None or isinstance(workers, int):
@@ -112,7 +120,7 @@ class _Collected:
 
 
 def _in_threads(
-    work: Callable[[_Unit], _Result], units: Iterable[_Unit], workers: int
+    work: Callable[[_Unit], _Result], units: Iterable[_Unit], workers: int, ahead: Ahead | None
 ) -> Generator[tuple[_Unit, _Result], None, None]:
     """At most two units a worker are queued, so that an error stops soon."""
     queue = iter(units)
@@ -130,3 +138,5 @@ def _in_threads(
         finally:
             for future in running:
                 future.cancel()
+            if running and ahead is not None:
+                ahead.stop()  # else the pool would wait for units that wait for a silent server

@@ -6,32 +6,18 @@ Contract: pure. A hash that the store lists for both whole files decides; withou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from sparsity_audit.align.records import Pair, TensorSlice
 from sparsity_audit.checkpoint.store import Catalogue
-from sparsity_audit.compare.pair import PairSpec
 
-__all__ = ["completed"]
+__all__ = ["is_known_equal"]
 
 
-def completed(spec: PairSpec, pair: Pair, base: Catalogue, tuned: Catalogue, *, skip_equal: bool) -> PairSpec:
-    """The spec, with what the pair and the hashes of its files say.
-
-    Args:
-        spec: What is asked.
-        pair: Of which tensors.
-        base: The base checkpoint.
-        tuned: The tuned checkpoint.
-        skip_equal: Whether neither side of an equal pair needs reading where counts are all that is asked.
-    """
-    is_equal = pair.base.spec.dtype is pair.tuned.spec.dtype and all(
+def is_known_equal(pair: Pair, base: Catalogue, tuned: Catalogue) -> bool:
+    """Whether both sides of a pair are the same bytes of files whose hashes are equal."""
+    return pair.base.spec.dtype is pair.tuned.spec.dtype and all(
         _is_same_place(ours, theirs, base, tuned) for ours, theirs in _stored(pair)
     )
-    unread = is_equal and skip_equal and spec.level == "counts"
-    if (spec.scaled, spec.known_equal, spec.unread) == (pair.is_scaled, is_equal, unread):
-        return spec  # ninety thousand pairs share a few specs
-    return replace(spec, scaled=pair.is_scaled, known_equal=is_equal, unread=unread)
 
 
 def _stored(pair: Pair) -> Iterator[tuple[TensorSlice | None, TensorSlice | None]]:

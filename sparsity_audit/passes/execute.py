@@ -133,7 +133,7 @@ def _results(
         def compare(unit: WorkUnit, bits: BitSink | None) -> Tally:
             return _run_unit(plan, unit, base=base, tuned=tuned, kernel=kernel, bits=bits)
 
-        yield from map_bits(compare, units, workers=workers, bits=bits, ahead=reads.announce)
+        yield from map_bits(compare, units, workers=workers, bits=bits, ahead=reads)
         return
     if not isinstance(workers, int):
         yield from _on_devices(plan, units, base=base, tuned=tuned, kernel=kernel, bits=bits, workers=workers)

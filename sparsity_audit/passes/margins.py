@@ -86,7 +86,7 @@ def magnitude_nulls(
             lambda unit: _count(plan, unit, rates[unit.pair], files=files, view=view),
             reads.ordered(units),
             workers=workers,
-            ahead=reads.announce,
+            ahead=reads,
         )
         for unit, null in results:
             nulls[unit.pair] = null

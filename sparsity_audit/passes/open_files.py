@@ -64,6 +64,12 @@ class OpenFiles:
                 self._files[number] = file
             return self._files[number]
 
+    def stop(self) -> None:
+        """End what is under way, from any thread: reads that wait for it raise. `close` comes after it."""
+        ahead = self._ahead
+        if ahead is not None:
+            ahead.stop()
+
     def close(self) -> None:
         """End what is under way and close all files; a later read opens them again."""
         if self._ahead is not None:

@@ -18,7 +18,7 @@ from sparsity_audit.checkpoint.layout import abridged
 from sparsity_audit.checkpoint.store import Catalogue, FileEntry
 from sparsity_audit.compare.accumulate import Level
 from sparsity_audit.compare.pair import PairSpec
-from sparsity_audit.passes.equal_files import completed
+from sparsity_audit.passes.equal_files import is_known_equal
 from sparsity_audit.types import Criterion
 
 __all__ = [
@@ -162,11 +162,14 @@ def make_plan(
         unit_bytes: Aim for at most so many bytes a side and unit.
         skip_equal: Read nothing of files whose hashes are equal; only where counts are all that is wanted.
     """
-    knows_equal = any(file.digest for file in base.files)
+    has_hashes = any(file.digest for file in base.files)
     specs = tuple(
-        completed(spec, pair, base, tuned, skip_equal=skip_equal)
-        if knows_equal
-        else (spec if spec.scaled == pair.is_scaled else replace(spec, scaled=pair.is_scaled))
+        _completed(
+            spec,
+            scaled=pair.is_scaled,
+            known_equal=has_hashes and is_known_equal(pair, base, tuned),
+            skip_equal=skip_equal,
+        )
         for pair, spec in zip(alignment.pairs, specs, strict=True)
     )
     units: list[WorkUnit] = []
@@ -188,6 +191,14 @@ def make_plan(
         units=tuple(units),
         key=_plan_key(base, tuned, alignment, specs, unit_bytes),
     )
+
+
+def _completed(spec: PairSpec, *, scaled: bool, known_equal: bool, skip_equal: bool) -> PairSpec:
+    """The spec with what only the pair and its files say; the same object where it says so already."""
+    unread = known_equal and skip_equal and spec.level == "counts"
+    if (spec.scaled, spec.known_equal, spec.unread) == (scaled, known_equal, unread):
+        return spec  # ninety thousand pairs share a few
+    return replace(spec, scaled=scaled, known_equal=known_equal, unread=unread)
 
 
 _Piece = tuple[tuple[int, int], tuple[int, int]]

@@ -101,7 +101,7 @@ class RayEngine:
             self._ray.shutdown()
 
     def map(
-        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, ahead: Ahead[_Unit] | None = None
+        self, work: Callable[[_Unit], _Result], units: Iterable[_Unit], *, ahead: Ahead | None = None
     ) -> Generator[tuple[_Unit, _Result], None, None]:
         """Each unit with its result, as they come back.
 
@@ -240,7 +240,7 @@ class _Done:
     host: str = ""
 
 
-_works: dict[str, tuple[Callable[[Any], Any], Ahead[Any] | None]] = {}
+_works: dict[str, tuple[Callable[[Any], Any], Ahead | None]] = {}
 """In a worker process: the one `work` it runs and what reads ahead for it, by key. The next pass's takes its
 place."""
 
@@ -256,7 +256,7 @@ def _run_batch(key: str, shipped: list[Any], units: list[Any], driver_folder: st
         with contextlib.chdir(folder):
             work, ahead = _works.get(key) or _load(key, shipped[0])
             if ahead is not None:
-                ahead(units)
+                ahead.announce(units)
             for unit in units:
                 results.append(work(unit))
                 reached("unit done by a worker")
@@ -265,7 +265,7 @@ def _run_batch(key: str, shipped: list[Any], units: list[Any], driver_folder: st
     return _Done(results=results)
 
 
-def _load(key: str, shipped: Any) -> tuple[Callable[[Any], Any], Ahead[Any] | None]:
+def _load(key: str, shipped: Any) -> tuple[Callable[[Any], Any], Ahead | None]:
     import ray  # pyright: ignore[reportMissingImports]
     from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 

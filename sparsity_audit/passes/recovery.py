@@ -185,7 +185,7 @@ def measure_recovery(
         task = _Task(aligned, files, mask, tuple(own_masks), view, kernel)
         units = aligned.units
         reads = Reads(aligned.parts_of, tuple(files))
-        results = map_units(task.run, reads.ordered(units), workers=workers, ahead=reads.announce)
+        results = map_units(task.run, reads.ordered(units), workers=workers, ahead=reads)
         found = {unit.key: result for unit, result in results}
     for catalogue in (base, full, *runs):
         catalogue.verify_unchanged()

@@ -93,7 +93,7 @@ def count_series(
             return _of_unit(unit, aligned.tensors[unit.pair], files, kernel=kernel, view=view, lags=lags)
 
         reads = Reads(aligned.parts_of, tuple(files))
-        results = map_units(work, reads.ordered(aligned.units), workers=workers, ahead=reads.announce)
+        results = map_units(work, reads.ordered(aligned.units), workers=workers, ahead=reads)
         counts = _merged(aligned, results, lags)
     for catalogue in (base, *steps):
         catalogue.verify_unchanged()

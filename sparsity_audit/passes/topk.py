@@ -328,9 +328,7 @@ class _Reader:
             return part
 
         reads = self._reads
-        return map_bits(
-            work, reads.ordered(self._units), workers=self._workers, bits=bits, ahead=reads.announce
-        )
+        return map_bits(work, reads.ordered(self._units), workers=self._workers, bits=bits, ahead=reads)
 
     def _map(self, function):
         def work(unit: WorkUnit) -> list:
@@ -342,7 +340,7 @@ class _Reader:
             return found
 
         reads = self._reads
-        return map_units(work, reads.ordered(self._units), workers=self._workers, ahead=reads.announce)
+        return map_units(work, reads.ordered(self._units), workers=self._workers, ahead=reads)
 
     @property
     def _reads(self) -> Reads:

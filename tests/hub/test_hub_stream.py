@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import struct
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -475,27 +472,3 @@ def test_torch_files_and_a_side_on_the_disk_are_compared_as_well(near_hub, tmp_p
     assert expected["accounts"] != []
     assert numbers(streamed()) == expected
     assert numbers(streamed(base=str(tmp_path / "base"))) == expected
-
-
-def test_the_command_line_streams_and_refuses_two_ways_at_once(hub, tmp_path):
-    for name, moved in (("base", ()), ("tuned", (0, 1))):
-        files = checkpoint(1, moved=moved)
-        hub.add(f"org/{name}", files)
-        save(files, tmp_path / name)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
-
-    def ran(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sparsity_audit.cli.main", "diff", *args, "--json"]
-        return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-
-    there = ran("hf://org/base", "hf://org/tuned", "--stream")
-    here = ran(str(tmp_path / "base"), str(tmp_path / "tuned"))
-    assert there.returncode == here.returncode == 0, there.stderr
-    assert json.loads(there.stdout)["headlines"] == json.loads(here.stdout)["headlines"]
-    assert not list(tmp_path.joinpath("home").rglob("*.safetensors"))
-    both = ran("hf://org/base", "hf://org/tuned", "--stream", "--evict")
-    assert both.returncode == 2
-    assert "--stream" in both.stderr
-    assert "--evict" in both.stderr
-    assert "Traceback" not in both.stderr

@@ -165,7 +165,10 @@ def test_a_place_without_a_checkpoint_is_named(memory, place, found):
 
 def test_a_missing_shard_is_named(memory):
     memory.rm_file("/bucket/base/model-00002-of-00003.safetensors")
-    with pytest.raises(CheckpointNotFoundError, match="lacks the shard model-00002"):
+    said = (
+        r"names the shard model-00002-of-00003\.safetensors, which is not there\n.*1 missing\n  remedy: copy"
+    )
+    with pytest.raises(CheckpointNotFoundError, match=said):
         open_checkpoint("memory://bucket/base")
 
 
@@ -198,3 +201,25 @@ def test_what_lies_beside_the_weights_is_asked_for_before_a_patch_is_made(memory
     with pytest.raises(UsageError, match=r"memory://bucket/base.*\n.*\n.*copy the checkpoint here"):
         patch_make("memory://bucket/base", ["memory://bucket/tuned"], tmp_path / "patch")
     assert not (tmp_path / "patch").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ("S3://bucket/run", "write s3://bucket/run"),
+        ("s3:/bucket/run", "write s3://bucket/run"),
+        ("HF:/org/model", "write hf://org/model"),
+        ("file:///data/run", "write the path alone: /data/run"),
+        ("https://huggingface.co/org/model/tree/main", "write hf://org/model"),
+        ("https://example.org/model.safetensors", "download it first"),
+    ],
+)
+def test_an_address_that_is_spelled_otherwise_is_told_how(typed, written):
+    with pytest.raises(CheckpointNotFoundError, match=f"remedy: {written}"):
+        open_checkpoint(typed)
+
+
+def test_a_store_without_a_bucket_is_refused_before_it_is_asked():
+    for text in ("s3://", "memory:///"):
+        with pytest.raises(UsageError, match="names no bucket"):
+            open_checkpoint(text)
